@@ -1,6 +1,6 @@
 """Measure the trainer's token store on corpora of a hundred thousand, one and ten million rows.
 
-    python benchmarks/trainer_scale.py [--rows 100000 1000000] [--folder build/scale] [--keep]
+    python benchmarks/trainer_scale.py [--rows 100000 1000000] [--folder build/scale] [--keep] [--log-probs]
 
 Each corpus is made once: sealed shards of rows of about 120 tokens, a tenth of them held out. For each one:
 `trainer plan` without a store in one process and in several, again with the store, and the start of `trainer
@@ -9,6 +9,8 @@ rows). Baseline in the same run: `datasets.Dataset.map` with the same template a
 100,000 rows, in one process and in several, which makes token ids and checks nothing. Seconds are wall time
 and, beside them, CPU seconds of all processes: on a busy machine only these say much. Memory is the largest
 process's. Prints one table and writes FOLDER/trainer_scale.json. Ten million rows need 12 GB of disk.
+With --log-probs the answers have log-probabilities of a teacher whose tokens are two characters, five at
+each, and are learned with soft targets.
 """
 
 from __future__ import annotations
@@ -81,7 +83,21 @@ def row(number: int) -> tuple[str, str]:
     )
 
 
-def table_of(numbers: range) -> pa.Table:
+def log_probs(answer: str) -> list[dict[str, Any]]:
+    """The teacher's tokens of an answer, pairs of characters, each with five alternatives."""
+    entries = []
+    for at in range(0, len(answer), 2):
+        pair = answer[at : at + 2]
+        others = (f"{letter}{pair[1:]}" for letter in "abcd")
+        top = [
+            {"token": t, "bytes": t.encode(), "logprob": -0.1 - 1.5 * n}
+            for n, t in enumerate((pair, *others))
+        ]
+        entries.append({**top[0], "top": top})
+    return entries
+
+
+def table_of(numbers: range, *, has_log_probs: bool) -> pa.Table:
     """Rows as a harvest stores them."""
     texts = [row(number) for number in numbers]
     values: dict[str, Any] = {
@@ -104,6 +120,8 @@ def table_of(numbers: range) -> pa.Table:
         "mock": [True] * len(texts),
         "tags": [[]] * len(texts),
     }
+    if has_log_probs:
+        values["logprobs"] = [log_probs(answer) for _, answer in texts]
     defaults: dict[pa.DataType, Any] = {pa.string(): "", pa.binary(): b"", pa.bool_(): False}
     columns = []
     for field in SCHEMA:
@@ -113,7 +131,7 @@ def table_of(numbers: range) -> pa.Table:
     return pa.table(columns, schema=SCHEMA)
 
 
-def make_corpus(folder: Path, rows: int) -> None:
+def make_corpus(folder: Path, rows: int, *, has_log_probs: bool = False) -> None:
     """Write the shards of a corpus, unless they are there."""
     done = folder / "complete"
     if done.exists():
@@ -123,20 +141,23 @@ def make_corpus(folder: Path, rows: int) -> None:
     for shard, begin in enumerate(range(0, rows, ROWS_PER_SHARD), start=1):
         hidden = folder / "shard.tmp"
         with hidden.open("wb") as sink, open_writer(sink, [RUN.lineage()]) as writer:
-            table = table_of(range(begin, min(begin + ROWS_PER_SHARD, rows)))
-            writer.write_table(table.cast(writer.schema), row_group_size=ROWS_PER_GROUP)
+            end = min(begin + ROWS_PER_SHARD, rows)
+            for first in range(begin, end, ROWS_PER_GROUP):
+                some = range(first, min(first + ROWS_PER_GROUP, end))
+                writer.write_table(table_of(some, has_log_probs=has_log_probs).cast(writer.schema))
         digest = hashlib.sha256(hidden.read_bytes()).hexdigest()
         hidden.rename(folder / f"part-{shard:08d}-{digest[:16]}.parquet")
     done.touch()
 
 
-def write_toml(folder: Path, corpus: Path, base: Path) -> Path:
+def write_toml(folder: Path, corpus: Path, base: Path, soft_targets: str) -> Path:
     """Write the configuration of a training of two steps."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "train.toml"
     path.write_text(
         f'[student]\nbase = "{base}"\n[data]\ncorpus = "{corpus}"\ncache = "{folder / "cache"}"\n'
         '[train]\nepochs = 1\nmax_steps = 2\nlog_every = 1\ndevice = "cpu"\nmax_length = 256\n'
+        f'soft_targets = "{soft_targets}"\n'
         f'[out]\npath = "{folder / "out"}"\n'
     )
     return path
@@ -164,11 +185,13 @@ def measured(program: str, *arguments: object) -> dict[str, float]:
     }
 
 
-def scale(folder: Path, rows: int, base: Path, processes: int) -> dict[str, Any]:
+def scale(folder: Path, rows: int, base: Path, processes: int, *, has_log_probs: bool) -> dict[str, Any]:
     """Measure one size."""
     corpus, work = folder / f"corpus-{rows}", folder / f"work-{rows}"
-    make_corpus(corpus, rows)
-    toml = write_toml(work, corpus, base)
+    if has_log_probs:
+        corpus = corpus.with_name(f"{corpus.name}-log-probs")
+    make_corpus(corpus, rows, has_log_probs=has_log_probs)
+    toml = write_toml(work, corpus, base, "auto" if has_log_probs else "off")
     results: dict[str, Any] = {"rows": rows}
 
     def run(name: str, program: str, *arguments: object) -> None:
@@ -204,6 +227,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "scale")
     parser.add_argument("--base", type=Path, default=ROOT / "data" / "base")
     parser.add_argument("--keep", action="store_true", help="keep the corpora")
+    parser.add_argument("--log-probs", action="store_true", help="answers have log-probabilities")
     options = parser.parse_args()
     folder, processes = options.folder.resolve(), len(os.sched_getaffinity(0))
     print(f"load {os.getloadavg()[0]:.1f}, {processes} cores", flush=True)
@@ -217,9 +241,10 @@ def main() -> None:
         print(f"{BASELINE_ROWS:>10,} rows  datasets.map, {count} processes   " + seconds(result), flush=True)
         shutil.rmtree(cache, ignore_errors=True)
     for rows in [START_ROWS, *options.rows]:
-        results["sizes"].append(scale(folder, rows, options.base, processes))
+        size = scale(folder, rows, options.base, processes, has_log_probs=options.log_probs)
+        results["sizes"].append(size)
         if not options.keep and rows != BASELINE_ROWS:
-            shutil.rmtree(folder / f"corpus-{rows}")
+            shutil.rmtree(folder / f"corpus-{rows}{'-log-probs' if options.log_probs else ''}")
     print_ratios(results, processes)
     (folder / "trainer_scale.json").write_text(json.dumps(results, indent=1) + "\n")
     if not options.keep:

@@ -258,6 +258,16 @@ class Corpus:
                 samples = [from_row(row) for row in batch.to_pylist()]
                 yield from asks.fan_out(samples, samples) if asks is not None and asks.are_any else samples
 
+    def part_batches(
+        self, entry: ShardEntry, groups: range, columns: Sequence[str]
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield columns of some row groups of a shard as Arrow batches, as `batches`."""
+        with open_entry(self.folder, entry) as file:
+            _require_columns(file, columns, entry.name)
+            for batch in chain.from_iterable(batching.batch_group(file, group, columns) for group in groups):
+                _require_values(batch, entry.name)
+                yield batch.select(list(columns))
+
     @contextlib.contextmanager
     def snapshot(
         self, columns: Sequence[str] = SCHEMA.names

@@ -43,6 +43,17 @@ def of_text(tokenizer: Any, text: str, *, k: int = 4, seed: int = 0, end: str = 
     return entries
 
 
+def by_pairs(text: str, *, seed: int = 0) -> list[dict[str, Any]]:
+    """Entries for a text by a teacher whose tokens are two characters, with one alternative to each."""
+    draw = np.random.default_rng([seed, len(text)])
+    entries = []
+    for begin in range(0, len(text), 2):
+        share, data = float(draw.uniform(0.5, 0.9)), text[begin : begin + 2].encode()
+        listed = [(data, float(np.log(share))), (b"~", float(np.log((1 - share) / 2)))]
+        entries.append(entry(data, float(np.log(share)), listed))
+    return entries
+
+
 def skill(count: int, *, held_out: int = 0, k: int = 4, **more: Any) -> list[Any]:
     """Rows as `tiny.skill` makes them, with log-probabilities by a teacher with the student's tokenizer."""
     tokenizer = tiny.tokenizer()

@@ -179,8 +179,7 @@ def is_stored(config: TrainConfig) -> bool:
         DataError: there is no corpus. StoreError: it can't be read.
     """
     require_folder(config)
-    # Soft targets depend on all answers together, and are made in memory.
-    return config.train.soft_targets == "off" and Corpus.open(config.corpus).count() >= STORED_ROWS
+    return Corpus.open(config.corpus).count() >= STORED_ROWS
 
 
 def require_folder(config: TrainConfig) -> None:

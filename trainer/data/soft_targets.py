@@ -17,7 +17,7 @@ Positions without a soft target are learned by cross-entropy alone.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -26,12 +26,15 @@ import numpy.typing as npt
 
 from trainer.data.chat_template import Example, Renderer
 from trainer.data.student_tokens import StudentTokens, ambiguous_bytes
-from trainer.data.teacher_tokens import NOTHING, TeacherSignal
+from trainer.data.teacher_tokens import NOTHING, TeacherSignal, TokenTable
 from trainer.data.token_alignment import Alignment, TeacherText, align
 from trainer.data.token_mapping import TokenMapping
 
 Path = Literal["ids", "bytes"]
 Numbers = npt.NDArray[np.int32]
+
+# What isn't used, as it is counted.
+UNLISTED_ENDS = "ends of the turn that the teacher's server doesn't list"
 
 # Least share of the supervised tokens with a soft target, and of the listed probability that reaches a
 # student token. Below it most of the loss would be another one than the operator asked for.
@@ -133,7 +136,7 @@ def attach(
     """Add soft targets to the examples whose answers have log-probabilities, and report the coverage.
 
     Args:
-        keys, answers: of each example.
+        keys, answers: of each example; the key is "" where it isn't learned.
         path: force a way of mapping; None: by ids where that is possible.
     """
     student = StudentTokens(renderer)
@@ -143,16 +146,14 @@ def attach(
     for number, (example, key, answer) in enumerate(zip(examples, keys, answers, strict=True)):
         if key in signal.answers:
             alignments[number] = align(example, answer, signal.answers[key], table, student, counts)
-    mapped = None
-    if path != "bytes" and all(a.same_spans for a in alignments.values()):
-        mapped = student.map_by_id(table)
-    taken: Path = "bytes" if mapped is None else "ids"
-    ambiguous: set[bytes] = set()
-    if mapped is None:
-        mapped = student.map_by_bytes(table)
-        used = {int(i) for n in alignments for i in np.unique(examples[n].ids[examples[n].prompt_length :])}
-        ambiguous = ambiguous_bytes(table, [student.data[i] for i in used - student.special])
-    student.map_ends(mapped, table, {alignment.end for alignment in alignments.values()} - {NOTHING})
+    same_spans = path != "bytes" and all(alignment.same_spans for alignment in alignments.values())
+    taken, mapped, ambiguous = choose_mapping(
+        table,
+        student,
+        {alignment.end for alignment in alignments.values()} - {NOTHING},
+        lambda: {int(i) for n in alignments for i in np.unique(examples[n].ids[examples[n].prompt_length :])},
+        same_spans=same_spans,
+    )
     mapping = TokenMapping(table, student, mapped, ambiguous, counts)
     result = list(examples)
     for number, alignment in alignments.items():
@@ -163,13 +164,47 @@ def attach(
     return result, SoftReport(
         taken,
         rows=len(alignments),
-        rows_without=len(examples) - len(alignments),
+        rows_without=sum(map(bool, keys)) - len(alignments),
         supervised=sum(e.supervised for e in learned) - unlisted,
         anchors=sum(len(e.soft.positions) for e in learned if e.soft is not None),
-        mapped_mass=mapping.mapped / mapping.listed if mapping.listed else 0.0,
+        mapped_mass=share_of_mass(mapping.mapped, mapping.listed),
         counts=dict(+counts),
         sampling=dict(Counter(signal.answers[keys[number]].sampling for number in alignments)),
     )
+
+
+def choose_mapping(
+    table: TokenTable,
+    student: StudentTokens,
+    ends: Collection[int],
+    used: Callable[[], Collection[int]],
+    *,
+    same_spans: bool,
+) -> tuple[Path, Numbers, set[bytes]]:
+    """Choose how teacher tokens are mapped to student tokens, for all answers alike.
+
+    Args:
+        ends: teacher tokens that ended an answer.
+        used: returns the student's tokens that occur in the answers.
+        same_spans: whether all answers have the same token boundaries in both tokenizers.
+
+    Returns:
+        The way; [tokens + 1] int32, the student's token of each teacher token; texts that may become a longer
+        student token.
+    """
+    mapped = student.map_by_id(table) if same_spans else None
+    taken: Path = "bytes" if mapped is None else "ids"
+    ambiguous: set[bytes] = set()
+    if mapped is None:
+        mapped = student.map_by_bytes(table)
+        ambiguous = ambiguous_bytes(table, [student.data[i] for i in set(used()) - student.special])
+    student.map_ends(mapped, table, ends)
+    return taken, mapped, ambiguous
+
+
+def share_of_mass(mapped: float, listed: float) -> float:
+    """Return the share of the listed probability that was mapped, rounded: sums depend on their order."""
+    return round(mapped / listed, 9) if listed else 0.0
 
 
 def _unlisted_ends(
@@ -185,6 +220,6 @@ def _unlisted_ends(
     for example, alignment in zip(examples, alignments, strict=True):
         if example.terminated:
             is_listed = alignment.end != NOTHING
-            counts["ends of the turn that the teacher's server doesn't list"] += not is_listed
+            counts[UNLISTED_ENDS] += not is_listed
             tokens += size - is_listed
     return tokens

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, MutableMapping
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
@@ -63,6 +63,15 @@ class TokenTable:
             self.texts.append(text)
         return number
 
+    def find(self, text: str, data: bytes | None) -> int:
+        """Return the number of a token; `NOTHING` if it wasn't seen."""
+        return self._numbers.get(text if data is None else data, NOTHING)
+
+    def names(self) -> Iterator[tuple[str, bytes | None]]:
+        """Yield text and bytes of each token as `number` takes them, in the order of the numbers."""
+        for key, text in zip(self._numbers, self.texts, strict=True):
+            yield text, key if isinstance(key, bytes) else None
+
     def is_control(self, number: int) -> bool:
         """Whether a token looks like a control token: it has no text, or the spelling of one."""
         data = self.data[number]
@@ -90,29 +99,34 @@ class TeacherTokens:
 class TeacherSignal:
     """Hold the log-probabilities of answers: the table of tokens, and the arrays by key."""
 
-    table: TokenTable
-    answers: Mapping[str, TeacherTokens]
+    table: TokenTable = field(default_factory=TokenTable)
+    answers: MutableMapping[str, TeacherTokens] = field(default_factory=dict)
 
+    def add(self, batch: pa.RecordBatch, keys: Collection[str] | None = None) -> None:
+        """Read the log-probabilities of the answers of a batch; the first of a key counts.
 
-def read_signal(batches: Iterable[pa.RecordBatch], keys: Collection[str]) -> TeacherSignal:
-    """Read the log-probabilities of some answers.
-
-    Args:
-        batches: columns `key`, `logprobs` and `request_json` of the store.
-        keys: of the answers wanted.
-    """
-    table = TokenTable()
-    answers: dict[str, TeacherTokens] = {}
-    for batch in batches:
+        Args:
+            batch: columns `key`, `logprobs` and `request_json` of the store.
+            keys: of the answers wanted; None: all.
+        """
         names = batch.column("key").to_pylist()
-        wanted = [at for at, key in enumerate(names) if key in keys and key not in answers]
+        wanted = [
+            at for at, key in enumerate(names) if (keys is None or key in keys) and key not in self.answers
+        ]
         part = batch.take(pa.array(wanted, pa.int64()))
         requests = part.column("request_json").to_pylist()
-        arrays = read_column(part.column("logprobs"), table)
+        arrays = read_column(part.column("logprobs"), self.table)
         for at, (tokens, log_probs), request in zip(wanted, arrays, requests, strict=True):
             if len(tokens):
-                answers[names[at]] = TeacherTokens(tokens, log_probs, _sampling(request))
-    return TeacherSignal(table, answers)
+                self.answers[names[at]] = TeacherTokens(tokens, log_probs, _sampling(request))
+
+
+def read_signal(batches: Iterable[pa.RecordBatch], keys: Collection[str] | None = None) -> TeacherSignal:
+    """Read the log-probabilities of some answers; see `TeacherSignal.add`."""
+    signal = TeacherSignal()
+    for batch in batches:
+        signal.add(batch, keys)
+    return signal
 
 
 def read_column(

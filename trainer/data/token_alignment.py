@@ -16,6 +16,12 @@ from trainer.data.teacher_tokens import NOTHING, TeacherTokens, TokenTable
 
 Numbers = npt.NDArray[np.int32]
 
+# What can't be aligned, as it is counted.
+NOT_BY_BYTES = "rows whose text the student's tokens don't show byte by byte"
+INEXACT = "generated tokens without exact bytes"
+ANOTHER_TEXT = "rows whose log-probabilities are of another text"
+REASONS = (NOT_BY_BYTES, INEXACT, ANOTHER_TEXT)
+
 
 @dataclass(frozen=True, slots=True)
 class TeacherText:
@@ -70,7 +76,7 @@ def align(
     """Find the tokens of an example that begin where a token of the teacher begins.
 
     Args:
-        counts: grows by what can't be aligned, by reason.
+        counts: grows by what can't be aligned, by one of `REASONS`.
     """
     ending = len(student.end_of_turn) if example.terminated else 0
     ids = example.ids[example.prompt_length : len(example.ids) - ending].tolist()
@@ -80,11 +86,11 @@ def align(
     text_at = len(learned) - len(answer.text)
     nothing = np.zeros(0, dtype=np.int32)
     if text_at < 0 or learned[text_at:] != answer.text:
-        counts["rows whose text the student's tokens don't show byte by byte"] += 1
+        counts[NOT_BY_BYTES] += 1
         return Alignment(nothing, nothing, same_spans=True, end=NOTHING)
     chosen = tokens.tokens[:, 0].tolist()
     runs = _runs([table.data[number] for number in chosen])
-    counts["generated tokens without exact bytes"] += len(chosen) - sum(len(r.starts) - 1 for r in runs)
+    counts[INEXACT] += len(chosen) - sum(len(r.starts) - 1 for r in runs)
     positions, entries, same = [nothing], [nothing], True
     end = NOTHING
     for run, in_run, in_learned, size in _segments(runs, answer, learned, text_at):
@@ -103,7 +109,7 @@ def align(
                 positions.append(np.array([len(ids)], dtype=np.int32))
                 entries.append(np.array([len(chosen) - 1], dtype=np.int32))
     if not any(map(len, entries)):
-        counts["rows whose log-probabilities are of another text"] += 1
+        counts[ANOTHER_TEXT] += 1
     at, order = np.unique(np.concatenate(positions), return_index=True)
     return Alignment(at, np.concatenate(entries)[order], same, end)
 

@@ -97,7 +97,7 @@ def diagnose(config: TrainConfig, on_progress: Progress = no_progress) -> Diagno
         trained = config.lora.trainable_tokens
         checks = [*store.checks, data_checks.token_check(store.control, renderer, config.base, trained)]
         rendered: Rendered = store.rendered
-        data, soft = store.data, None
+        data, soft = store.data, store.soft
     else:
         rows = dataset.read(config)
         renderer = Renderer(model.load_tokenizer(config.base, config.template))

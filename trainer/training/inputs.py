@@ -104,9 +104,12 @@ def _stored_inputs(config: TrainConfig, on_progress: Progress, *, rehearses: boo
     store = builder.prepare(config, renderer, on_progress)
     dataset.require_embedded(store.highest_id, weights.vocabulary_size(config.base), config)
     tokens = data_checks.token_check(store.control, renderer, config.base, config.lora.trainable_tokens)
-    faults = tuple(str(check) for check in (*store.checks, tokens) if check.count)
+    faults = (
+        *(str(check) for check in (*store.checks, tokens) if check.count),
+        *(store.soft.faults if store.soft else ()),
+    )
     if rehearses:
         rehearse(renderer, config, store.rows, faults)
     channels = weights.query_channels(config.base)
     order = Order(store.data.lengths, config.train, channels, kept_in=store.folder)
-    return TrainingInputs(store.rows, renderer, store.data, order, faults)
+    return TrainingInputs(store.rows, renderer, store.data, order, faults, store.soft)

@@ -20,11 +20,11 @@ from harvester.store.shards import schema
 from harvester.store.shards.parquet_file import open_writer
 from harvester.system import failpoints
 from harvester.terms.lineage import Lineage
-from tests.trainer import tiny
+from tests.trainer import teacher_logprobs, tiny
 from tests.trainer.command_line import run_trainer, toml  # noqa: F401
 from trainer import config as settings
 from trainer.data import array_file, dataset
-from trainer.data.chat_template import Renderer
+from trainer.data.chat_template import Example, Renderer
 from trainer.data.order import Order
 from trainer.data.tokens import builder, part
 from trainer.errors import DataError, Interrupted, StoreError, StoreFull, StudentError
@@ -102,7 +102,16 @@ def described(inputs: TrainingInputs, config: settings.TrainConfig) -> dict[str,
         "first": list(rows.first(3).leaves()),
         "packs": [inputs.order.packs(step) for step in range(inputs.order.steps)],
         "largest": inputs.order.largest(),
+        "soft": None if inputs.soft is None else inputs.soft.as_dict(),
+        "targets by row": [soft_lines(example) for example in inputs.dataset.examples],
     }
+
+
+def soft_lines(example: Example) -> object:
+    """Soft targets as values that can be compared; None without."""
+    if (soft := example.soft) is None:
+        return None
+    return [(array.dtype.str, array.tolist()) for array in (soft.positions, soft.ids, soft.log_probs)]
 
 
 @pytest.mark.parametrize(
@@ -128,6 +137,74 @@ def test_a_store_gives_what_reading_in_memory_gives(tmp_path, monkeypatch, data)
     assert progress[0] == (0, len(rows), "tokenising")
     assert described(inputs_of(config, progress := []), config) == expected
     assert not progress, "the second time nothing is tokenised"
+
+
+def rows_with_log_probs(*, others: bool) -> list[schema.Sample]:
+    """Rows of every kind, most with log-probabilities; with `others` by a teacher with other tokens."""
+    rows = mixed_rows()
+    tokenizer = tiny.tokenizer()
+    result = []
+    for row in rows:
+        number = int(row.key, 16)  # prompts that share an answer have its log-probabilities
+        if row.completion is None or number % 7 == 3:
+            result.append(row)
+            continue
+        entries = teacher_logprobs.of_text(tokenizer, row.completion, seed=number, end="<|im_end|>")
+        if others and number % 2:
+            entries = teacher_logprobs.by_pairs(row.completion, seed=number)
+        if number % 5 == 1:
+            entries[0] = {**entries[0], "logprob": None}
+        request = '{"temperature": 0.7, "top_p": 0.9}' if number % 3 else "{}"
+        result.append(replace(row, logprobs=entries, request_json=row.request_json or request))
+    broken = teacher_logprobs.of_text(tokenizer, "quite another text")
+    return [*result, tiny.sample(130, "i", "this", logprobs=broken, **TRAIN)]
+
+
+@pytest.mark.parametrize(
+    ("others", "processes"),
+    [(False, 1), (True, 1), pytest.param(True, 2, marks=pytest.mark.long)],
+    ids=["ids", "bytes", "two processes"],
+)
+def test_soft_targets_of_a_store_are_those_made_in_memory(tmp_path, monkeypatch, others, processes):
+    rows = rows_with_log_probs(others=others)
+    path = tiny.train_toml(tmp_path, [], train={"soft_targets": "auto"}, data={"truncated": "unterminated"})
+    write_shards(tmp_path / "store", rows[20:], rows[:20])
+    config = settings.load(path)
+    expected = described(inputs_of(config), config)
+    assert expected["soft"]["path"] == ("bytes" if others else "ids")
+    assert expected["soft"]["rows"] > 20
+    monkeypatch.setattr(dataset, "STORED_ROWS", 0)
+    monkeypatch.setattr("trainer.data.tokens.unit.SIGNAL_PART_ROWS", 16)
+    monkeypatch.setattr("trainer.data.tokens.builder._useful_processes", lambda _: processes)
+    stored = described(inputs_of(config), config)
+    assert len(list(config.cache.glob("*/selections/*/soft-*.bin"))) == processes
+    assert stored == expected
+    diagnosis = diagnose(config)
+    assert diagnosis.compared, "the doctor shows both distributions"
+    monkeypatch.setattr(dataset, "STORED_ROWS", 1 << 40)
+    assert diagnose(config) == diagnosis
+
+
+@pytest.mark.usefixtures("stored")
+def test_damaged_soft_targets_are_found_and_made_again(tmp_path):
+    path = tiny.train_toml(tmp_path, teacher_logprobs.skill(6), train={"soft_targets": "auto"})
+    config = settings.load(path)
+    expected = inputs_of(config).dataset.sha256
+    assert inputs_of(config, progress := []).dataset.sha256 == expected
+    assert not progress, "the second time nothing is computed"
+    [index] = config.cache.glob("*/selections/*/soft.npz")
+    of_part = [next(config.cache.glob(f"*/parts/*/{name}")) for name in part.SIGNAL_FILES]
+    for damaged in (index, *index.parent.glob("soft-*.bin"), *of_part):
+        data = bytearray(damaged.read_bytes())
+        data[len(data) // 2] ^= 1
+        damaged.write_bytes(data)
+        assert inputs_of(config, progress := []).dataset.sha256 == expected
+        assert progress, f"{damaged.name} was made again"
+    inputs = inputs_of(config)
+    [targets] = index.parent.glob("soft-*.bin")
+    os.truncate(targets, 10)
+    with pytest.raises(StoreError, match="shorter than it was"):
+        list(inputs.dataset.examples)
 
 
 def test_verdicts_choose_the_same_answers_as_in_memory(tmp_path, monkeypatch):
@@ -246,12 +323,14 @@ def test_only_new_shards_are_tokenised(tmp_path):
         ("tokens.part_written", 1),
         ("tokens.before_selection", 3),
         ("tokens.selection_written", 3),
+        ("tokens.soft_written", 3),
     ],
 )
 def test_a_killed_builder_is_gone_on_with(tmp_path, monkeypatch, place, whole_parts):
     monkeypatch.setattr("trainer.data.tokens.unit.PART_ROWS", 16)
-    config = settings.load(tiny.train_toml(tmp_path, []))
-    write_shards(tmp_path / "store", tiny.skill(40))
+    soft = "auto" if place == "tokens.soft_written" else "off"
+    config = settings.load(tiny.train_toml(tmp_path, [], train={"soft_targets": soft}))
+    write_shards(tmp_path / "store", teacher_logprobs.skill(40) if soft == "auto" else tiny.skill(40))
     child = os.fork()
     if child == 0:
         failpoints._armed, failpoints._left = place, 1
@@ -412,7 +491,7 @@ BUILD = """
 import os, sys
 from pathlib import Path
 from trainer import config as settings
-from trainer.data.chat_template import Renderer
+from trainer.data.chat_template import Example, Renderer
 from trainer.data.tokens import builder, unit
 from trainer.errors import HarvesterError
 from trainer.model import model

@@ -35,6 +35,7 @@ def store_key(config: TrainConfig, renderer: Renderer, vocabulary: int) -> str:
             "template": renderer.template_sha256,
             "vocabulary": vocabulary,
             "compares": answers.compares_answers(config.data),
+            **({"log-probabilities": True} if config.train.soft_targets != "off" else {}),
             **{name: data[name] for name in _OF_PARTS},
             **_verifiers(config),
         }

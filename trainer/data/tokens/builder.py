@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from harvester.store.reader import Corpus
@@ -19,7 +20,7 @@ from harvester.terms.lineage import FACT_COLUMNS
 from trainer.config import TrainConfig
 from trainer.data import dataset
 from trainer.data.chat_template import Renderer
-from trainer.data.tokens import address, part, token_store, workers
+from trainer.data.tokens import address, part, soft_files, token_store, workers
 from trainer.data.tokens.token_store import FACTS, PARTS, SELECTIONS, CorpusTerms, TokenStore
 from trainer.data.tokens.unit import Unit, UnitRenderer, units_of
 from trainer.errors import StoreError, StoreFull
@@ -85,7 +86,7 @@ def _opened(config: TrainConfig, corpus: Corpus, home: Path) -> TokenStore | Non
     if not (home / SELECTIONS).is_dir():
         return None
     with corpus.view(()) as view:
-        names = [unit.name for unit in units_of(corpus, view)]
+        names = [unit.name for unit in units_of(corpus, view, has_signal=_has_signal(config))]
     key = address.selection_key(config, names)
     store = _open_held(home, key)
     if store is not None:
@@ -116,17 +117,25 @@ def _make(
 ) -> str:
     """Render what is missing and choose the rows; return the key of the selection."""
     rendering = UnitRenderer(config, home / PARTS, renderer)
-    with corpus.view(rendering.columns) as view:
+    with corpus.view(rendering.tail_columns) as view:
         terms = CorpusTerms(corpus.lineages(), corpus.distinct(FACT_COLUMNS))
         terms_check.require_permission(config, terms.lineages, terms.facts)
-        units = list(units_of(corpus, view))
+        units = list(units_of(corpus, view, has_signal=_has_signal(config)))
         _render_missing(config, rendering, home, units, view, on_progress, processes)
     names = [unit.name for unit in units]
     key = address.selection_key(config, names)
     rows = sum(unit.rows for unit in units)
     on_progress(rows, rows, "choosing rows")
-    token_store.write_selection(home, key, names, config, rendering.fault_names, terms)
+    write_soft = None
+    if _has_signal(config):
+        processes = processes or _useful_processes(units)
+        write_soft = partial(soft_files.write, config, renderer, processes)
+    token_store.write_selection(home, key, names, config, rendering.fault_names, terms, write_soft)
     return key
+
+
+def _has_signal(config: TrainConfig) -> bool:
+    return config.train.soft_targets != "off"
 
 
 def _render_missing(  # noqa: PLR0913 - as `_make`
@@ -156,7 +165,7 @@ def _render_missing(  # noqa: PLR0913 - as `_make`
         on_progress(done, rows, "tokenising")
     processes = min(processes or _useful_processes(sealed), len(sealed))
     if processes > 1:
-        for unit in workers.render(config, home / PARTS, sealed, processes):
+        for unit, _ in workers.run(partial(_writer, config, home / PARTS), sealed, processes):
             done += unit.rows
             on_progress(done, rows, f"tokenising in {processes} processes")
         return
@@ -164,6 +173,11 @@ def _render_missing(  # noqa: PLR0913 - as `_make`
         rendering.write(unit)
         done += unit.rows
         on_progress(done, rows, "tokenising")
+
+
+def _writer(config: TrainConfig, parts: Path) -> Callable[[Unit], None]:
+    """Return what renders units in another process."""
+    return UnitRenderer(config, parts).write
 
 
 def _useful_processes(units: Sequence[Unit]) -> int:

@@ -2,9 +2,9 @@
 
 A part is a folder. `rows.bin` has a record for each row (`row_record.RECORD`), `ids.bin` the token ids as
 int32 one row after the other, `texts.bin` texts in UTF-8: first the prompt ids of all rows, then other texts.
-All are little-endian and without a header, so that each can be mapped. `part.json` is written last; it has
-the size and the SHA-256 of each file, and one of its own content. A part whose files differ from it counts as
-absent.
+All are little-endian and without a header, so that each can be mapped. With `[train] soft_targets` a part has
+the files of `part_signal`, too. `part.json` is written last; it has the size and the SHA-256 of each file,
+and one of its own content. A part whose files differ from it counts as absent.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from harvester.system.files import fsync, sha256_of
 from trainer.data.tokens.row_record import RECORD, Records
 
 ROWS, IDS, TEXTS = FILES = ("rows.bin", "ids.bin", "texts.bin")
+SIGNAL_ROWS, SIGNAL, SIGNAL_TOKENS = SIGNAL_FILES = ("signal_rows.bin", "signal.bin", "signal_tokens.json")
 FACTS = "part.json"
 
 
@@ -50,12 +51,17 @@ class PartFacts:
 
 @dataclass(frozen=True, slots=True)
 class PartContent:
-    """Hold a part in memory: records, ids (int32) and texts as bytes, and the facts."""
+    """Hold a part in memory: records, ids (int32) and texts as bytes, and the facts.
+
+    Attributes:
+        signal: the files of `part_signal`, by name; empty without soft targets.
+    """
 
     records: Records
     ids: bytes
     texts: bytes
     facts: PartFacts
+    signal: Mapping[str, bytes] = field(default_factory=dict)
 
 
 def write(folder: Path, content: PartContent) -> None:
@@ -68,13 +74,15 @@ def write(folder: Path, content: PartContent) -> None:
     shutil.rmtree(hidden, ignore_errors=True)
     try:
         hidden.mkdir(parents=True)
-        for name, data in zip(FILES, (content.records.tobytes(), content.ids, content.texts), strict=True):
+        contents = dict(zip(FILES, (content.records.tobytes(), content.ids, content.texts), strict=True))
+        contents.update(content.signal)
+        for name, data in contents.items():
             (hidden / name).write_bytes(data)
             fsync(hidden / name)
         failpoints.reach("tokens.files_written")
         files = {
             name: {"bytes": (hidden / name).stat().st_size, "sha256": sha256_of(hidden / name)}
-            for name in FILES
+            for name in contents
         }
         facts = content.facts
         write_checked(
@@ -105,7 +113,7 @@ def read_facts(folder: Path) -> PartFacts | None:
     try:
         if stored is None:
             return None
-        for name in FILES:
+        for name in (*FILES, *(SIGNAL_FILES if len(stored["files"]) > len(FILES) else ())):
             entry, file = stored["files"][name], folder / name
             is_same_size = not file.is_symlink() and file.stat().st_size == entry["bytes"]
             if not is_same_size or sha256_of(file) != entry["sha256"]:

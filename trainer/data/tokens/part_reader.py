@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from trainer.data.chat_template import Example
+from trainer.data.chat_template import Example, SparseTargets
 from trainer.data.tokens.part import FILES, IDS, ROWS, TEXTS, PartFacts, read_records
 from trainer.data.tokens.row_record import RECORD, Records, RowFlag, full_bytes
 from trainer.errors import StoreError
@@ -42,6 +43,11 @@ class PartReader:
         self._open: OrderedDict[int, dict[str, int]] = OrderedDict()
         self._kept: list[int] = []
 
+    @classmethod
+    def of_part(cls, folder: Path) -> PartReader:
+        """Return a reader of a single part that was checked before."""
+        return cls([folder], [PartFacts(len(read_records(folder)))])
+
     def __len__(self) -> int:
         """Return the number of rows."""
         return int(self.first[-1])
@@ -57,6 +63,10 @@ class PartReader:
         """Close a handle when this reader goes; -1: there is none."""
         if handle >= 0:
             self._kept.append(handle)
+
+    def folder(self, number: int) -> Path:
+        """Return the folder of a part."""
+        return self._folders[number]
 
     def records(self) -> Iterator[tuple[int, int, Records]]:
         """Yield for each part its number, the number of its first row, and its records."""
@@ -96,10 +106,14 @@ class PartReader:
     def example(self, row: int, weight: float = 1.0) -> Example:
         """Return a row as an example."""
         part, record = self.record(row)
-        data = self._read(part, IDS, 4 * int(record["start"]), 4 * int(record["length"]))
-        ids = np.frombuffer(data, dtype=np.int32).copy()  # torch takes no array that can't be written
+        ids = self.ids_of(part, record).copy()  # torch takes no array that can't be written
         ends = bool(record["flags"] & RowFlag.TERMINATED)
         return Example(ids, int(record["prompt_length"]), ends, weight)
+
+    def ids_of(self, part: int, record: Any) -> npt.NDArray[np.int32]:
+        """Return the token ids of a part's row by its record."""
+        data = self._read(part, IDS, 4 * int(record["start"]), 4 * int(record["length"]))
+        return np.frombuffer(data, dtype=np.int32)
 
     def prompt_id(self, row: int) -> str:
         """Return the prompt id of a row."""
@@ -120,15 +134,15 @@ class PartReader:
         try:
             return read_records(folder)
         except OSError as error:
-            raise _unreadable(folder / ROWS, error.strerror or str(error)) from None
+            raise unreadable(folder / ROWS, error.strerror or str(error)) from None
 
     def _read(self, part: int, name: str, offset: int, size: int) -> bytes:
         try:
             data = os.pread(self._handles(part)[name], size, offset)
         except OSError as error:
-            raise _unreadable(self._folders[part] / name, error.strerror or str(error)) from None
+            raise unreadable(self._folders[part] / name, error.strerror or str(error)) from None
         if len(data) != size:
-            raise _unreadable(self._folders[part] / name, "it is shorter than it was")
+            raise unreadable(self._folders[part] / name, "it is shorter than it was")
         return data
 
     def _handles(self, part: int) -> dict[str, int]:
@@ -148,19 +162,35 @@ class PartReader:
         return handles
 
 
+class SoftTargetReader(Protocol):
+    """Soft targets of rows, by their place."""
+
+    def of(self, places: Any) -> SoftTargetReader:
+        """Return those of some places."""
+
+    def targets(self, place: int) -> SparseTargets | None:
+        """Return those of one place; None if it has none."""
+
+
 class StoredExamples(Sequence[Example]):
     """Examples that are read from the token store when they are asked for.
 
     Args:
-        rows: numbers of their rows. weights: of each in the loss; None: all count alike.
+        rows: numbers of their rows. weights: of each in the loss; None: all count alike. soft: their soft
+            targets; None: they have none.
     """
 
     def __init__(
-        self, reader: PartReader, rows: RowNumbers, weights: npt.NDArray[np.float64] | None = None
+        self,
+        reader: PartReader,
+        rows: RowNumbers,
+        weights: npt.NDArray[np.float64] | None = None,
+        soft: SoftTargetReader | None = None,
     ) -> None:
         self._reader = reader
         self._rows = rows
         self._weights = weights
+        self._soft = soft
 
     def __len__(self) -> int:
         """Return the number of examples."""
@@ -170,9 +200,12 @@ class StoredExamples(Sequence[Example]):
         """Return one example, or the examples of a slice."""
         if isinstance(place, slice):
             weights = None if self._weights is None else self._weights[place]
-            return StoredExamples(self._reader, self._rows[place], weights)
+            soft = None if self._soft is None else self._soft.of(place)
+            return StoredExamples(self._reader, self._rows[place], weights, soft)
         weight = 1.0 if self._weights is None else float(self._weights[place])
-        return self._reader.example(int(self._rows[place]), weight)
+        example = self._reader.example(int(self._rows[place]), weight)
+        soft_targets = None if self._soft is None else self._soft.targets(place)
+        return example if soft_targets is None else replace(example, soft=soft_targets)
 
 
 def _close(handles: dict[str, int]) -> None:
@@ -180,7 +213,7 @@ def _close(handles: dict[str, int]) -> None:
         os.close(handle)
 
 
-def _unreadable(path: Path, reason: str) -> StoreError:
+def unreadable(path: Path, reason: str) -> StoreError:
     return StoreError(
         f"the token store can't be read: {reason}",
         place=str(path),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from itertools import islice
@@ -30,7 +31,11 @@ from trainer.data.conversation import (
     conversation_of,
     request_beyond_columns,
 )
+from trainer.data.student_tokens import StudentTokens
+from trainer.data.teacher_tokens import TeacherSignal
+from trainer.data.token_alignment import align
 from trainer.data.tokens.part import PartContent, PartFacts
+from trainer.data.tokens.part_signal import AlignedAnswer, SignalWriter
 from trainer.data.tokens.row_record import NO_VERDICT, RECORD, RowFlag
 from trainer.errors import StudentError
 from trainer.provenance import fingerprint
@@ -66,20 +71,24 @@ class PartRenderer:
         of_where = self._where.columns if self._where else ()
         wanted = (*dataset.COLUMNS, *fingerprint.ORIGIN_COLUMNS, *MIXING_COLUMNS, *of_where)
         self.columns = tuple(dict.fromkeys(wanted))
+        self._student = StudentTokens(renderer) if config.train.soft_targets != "off" else None
 
     @property
     def fault_names(self) -> tuple[str, ...]:
         """Faults that a row can have, in the order of the bits."""
         return self._checker.names
 
-    def render(self, samples: Iterable[Sample]) -> PartContent:
+    def render(self, samples: Iterable[Sample], signal: TeacherSignal | None = None) -> PartContent:
         """Render rows, in their order.
+
+        Args:
+            signal: log-probabilities, those of a row at the latest when it comes; None without soft targets.
 
         Raises:
             StudentError: the tokenizer or the template can't be used at all. A row that the template refuses
                 is noted in its record.
         """
-        part = _PartWriter()
+        part = _PartWriter(signal)
         settings = Mixing(self._config.corpus)
         left = iter(samples)
         while batch := list(islice(left, _AT_ONCE)):
@@ -93,9 +102,22 @@ class PartRenderer:
                 settings.add(sample)
                 chosen.append(_Row(sample, self._config.data))
             self._render_batch(chosen)
+            if signal is not None:
+                self._align(chosen, signal)
             for row in chosen:
                 part.add(row)
         return part.content(settings)
+
+    def _align(self, rows: Sequence[_Row], signal: TeacherSignal) -> None:
+        """Find where tokens of teacher and student begin together, in the rows that may be learned."""
+        assert self._student is not None, "the settings ask for soft targets"
+        for row in rows:
+            tokens = signal.answers.get(row.sample.key)
+            if tokens is None or row.example is None or not row.flags & RowFlag.LEARNABLE:
+                continue
+            answer = dataset.teacher_text(row.sample, self._config.data)
+            found = align(row.example, answer, tokens, signal.table, self._student, row.unaligned)
+            row.aligned = AlignedAnswer(tokens, found)
 
     def _render_batch(self, rows: Sequence[_Row]) -> None:
         rendered = [row for row in rows if row.is_rendered]
@@ -190,6 +212,8 @@ class _Row:
         self.control: tuple[int, ...] = ()
         self.normalised_answer = b""
         self.verdict = NO_VERDICT
+        self.aligned: AlignedAnswer | None = None
+        self.unaligned: Counter[str] = Counter()
 
     @property
     def asked(self) -> Conversation:
@@ -220,8 +244,9 @@ class _Row:
 class _PartWriter:
     """Collect rows as records, ids and texts."""
 
-    def __init__(self) -> None:
+    def __init__(self, signal: TeacherSignal | None) -> None:
         self.left_out = 0
+        self._signal = None if signal is None else SignalWriter(signal.table)
         self._records: list[tuple[Any, ...]] = []
         self._ids = array("i")
         self._prompt_ids = bytearray()
@@ -242,6 +267,8 @@ class _PartWriter:
         text = row.text.encode()
         teacher = (sample.teacher_id, sample.terms_id, sample.mock)
         completion = (sample.completion or "").encode("utf-8", "surrogatepass")
+        if self._signal is not None and row.aligned is not None:
+            self._signal.add(len(self._records), row.aligned, row.unaligned)
         self._records.append(
             (
                 *(start, len(self._prompt_ids), len(self._texts)),
@@ -274,7 +301,8 @@ class _PartWriter:
             tuple(self._controls),
             settings.counts,
         )
-        return PartContent(records, self._ids.tobytes(), bytes(self._prompt_ids + self._texts), facts)
+        signal = {} if self._signal is None else self._signal.files()
+        return PartContent(records, self._ids.tobytes(), bytes(self._prompt_ids + self._texts), facts, signal)
 
 
 def _number(numbers: dict[Any, int], value: Any) -> int:

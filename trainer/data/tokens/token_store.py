@@ -11,7 +11,7 @@ import hashlib
 import os
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,16 +26,20 @@ from trainer.config import TrainConfig
 from trainer.data import array_file, dataset
 from trainer.data.data_checks import Check, RowFaults, RowKinds
 from trainer.data.dataset import Dataset
-from trainer.data.tokens import part
+from trainer.data.soft_targets import SoftReport
+from trainer.data.tokens import part, soft_files
 from trainer.data.tokens.part_reader import PartReader, RowNumbers, StoredExamples
 from trainer.data.tokens.row_record import RowFlag
 from trainer.data.tokens.selection import Selection, select
+from trainer.data.tokens.soft_files import ChosenRows, SoftTargetFiles
 from trainer.data.tokens.stored_rows import StoredRendered, StoredRows
-from trainer.errors import DataError, StudentError
+from trainer.errors import DataError, StoreError, StudentError
 
 PARTS, SELECTIONS, FACTS = "parts", "selections", "selection.json"
 # Threads that compare the files of parts with their hashes; hashing gives other threads time to run.
 _HASHING_THREADS = 8
+# `soft_files.write`, told the settings.
+SoftWriter = Callable[[PartReader, ChosenRows, Path], tuple[SoftReport, dict[str, str]]]
 _ARRAYS = {
     "learned.npz": ("rows", "lengths", "weights"),
     "chosen.npz": ("rows", "lengths", "supervised"),
@@ -54,6 +58,7 @@ class TokenStore:
         control: control tokens that occur in the rows.
         highest_id: largest token id, where one is outside the student's vocabulary; else 0.
         folder: of the selection; packs are kept there, too.
+        soft: how much of the teacher's log-probabilities is learned; None without `[train] soft_targets`.
     """
 
     data: Dataset
@@ -64,6 +69,7 @@ class TokenStore:
     highest_id: int
     terms: CorpusTerms
     folder: Path
+    soft: SoftReport | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +97,13 @@ def open_selection(home: Path, key: str) -> TokenStore | None:
         return None
     reader = PartReader(folders, [each for each in facts if each is not None])
     learned, chosen, held_out = (arrays[name] or {} for name in _ARRAYS)
+    soft = soft_of_learned = None
+    if stored["soft"] is not None:
+        soft = soft_files.read(folder, stored["soft_files"])
+        if soft is None:
+            return None
+        is_learned = np.isin(chosen["rows"], learned["rows"], assume_unique=True)
+        soft_of_learned = soft.of(is_learned)
     weights = learned["weights"] if len(learned["weights"]) else None
     counts = {(teacher, terms, mock): rows for teacher, terms, mock, rows in stored["teachers"]}
     lineages = tuple(Lineage(lineage) for lineage in stored["lineages"])
@@ -104,7 +117,7 @@ def open_selection(home: Path, key: str) -> TokenStore | None:
     )
     return TokenStore(
         Dataset(
-            StoredExamples(reader, learned["rows"], weights),
+            StoredExamples(reader, learned["rows"], weights, soft_of_learned),
             learned["lengths"],
             stored["supervised"],
             Counter(stored["excluded"]),
@@ -113,16 +126,18 @@ def open_selection(home: Path, key: str) -> TokenStore | None:
         rows,
         StoredRendered(
             rows,
-            StoredExamples(reader, chosen["rows"]),
+            StoredExamples(reader, chosen["rows"], None, soft),
             chosen["lengths"],
             chosen["supervised"],
             RowKinds(**stored["kinds"]),
+            () if soft is None else soft.places,
         ),
         tuple(Check(**check) for check in stored["checks"]),
         frozenset(stored["control"]),
         stored["highest_id"],
         CorpusTerms(lineages, stored["terms_facts"]),
         folder,
+        None if stored["soft"] is None else SoftReport(**stored["soft"]),
     )
 
 
@@ -132,19 +147,21 @@ def read_parts(folders: Sequence[Path]) -> list[part.PartFacts | None]:
         return list(threads.map(part.read_facts, folders))
 
 
-def write_selection(
+def write_selection(  # noqa: PLR0913 - each is a fact of the corpus or of the settings
     home: Path,
     key: str,
     names: Sequence[str],
     config: TrainConfig,
     fault_names: Sequence[str],
     terms: CorpusTerms,
+    write_soft: SoftWriter | None = None,
 ) -> None:
     """Choose the rows of a corpus and write the selection.
 
     Args:
         names: of the corpus's parts, in their order; all are whole.
         fault_names: `RowChecker.names`.
+        write_soft: computes soft targets and writes them to the folder; None without.
 
     Raises:
         DataError: no row can be learned. StudentError: the chat template refuses rows.
@@ -170,7 +187,15 @@ def write_selection(
             remedy="raise [train] max_length",
         )
     weights = None if selection.weights is None else selection.weights[fits]
-    examples = StoredExamples(reader, selection.chosen[fits], weights)
+    folder = home / SELECTIONS / key
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    report, files, soft = None, dict[str, str](), None
+    if write_soft is not None:
+        report, files = write_soft(reader, ChosenRows(selection.chosen, fits), folder)
+        failpoints.reach("tokens.soft_written")
+        soft = _soft_of(folder, files).of(fits)
+    examples = StoredExamples(reader, selection.chosen[fits], weights, soft)
     digest = hashlib.sha256()
     for example in examples:
         dataset.hash_example(digest, example)
@@ -188,9 +213,6 @@ def write_selection(
         int(((flags & RowFlag.REASONING) != 0).sum()),
         int((~ends).sum()),
     )
-    folder = home / SELECTIONS / key
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
     array_file.write(
         folder / "learned.npz",
         {
@@ -217,12 +239,26 @@ def write_selection(
             "terms_facts": list(terms.facts),
             "mixed": settings.notes(),
             "kinds": asdict(kinds),
+            "soft": None if report is None else asdict(report),
+            "soft_files": files,
             "checks": [asdict(check) for check in checks],
             "control": sorted(control),
             "highest_id": _highest_outside(reader, selection.chosen[fits], bits[fits], fault_names),
         },
     )
     failpoints.reach("tokens.selection_written")
+
+
+def _soft_of(folder: Path, files: Mapping[str, str]) -> SoftTargetFiles:
+    """Return the soft targets that were just written."""
+    soft = soft_files.read(folder, files, check=False)
+    if soft is None:
+        raise StoreError(
+            "the token store reads back other than it was written",
+            place=str(folder),
+            remedy="check the disk, or set [data] cache to a folder on another one",
+        )
+    return soft
 
 
 def _require_rows(reader: PartReader, config: TrainConfig) -> None:

@@ -1,4 +1,4 @@
-"""Render parts in several processes.
+"""Share work out to several processes.
 
 A process that ends, however it ends, is noticed at once. When this one ends, even by SIGKILL, the others read
 the end of their pipe and end, too.
@@ -9,44 +9,50 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from pathlib import Path
+from typing import Any, TypeVar
 
 from harvester.system import failpoints
-from trainer.config import TrainConfig
-from trainer.data.tokens.unit import Unit, UnitRenderer
 from trainer.errors import HarvesterError, ProcessLost
 
+Task = TypeVar("Task")
+Result = TypeVar("Result")
 
-def render(config: TrainConfig, parts: Path, units: Sequence[Unit], processes: int) -> Iterator[Unit]:
-    """Render units in several processes; yield each one when its part is on the disk.
+
+def run(
+    make: Callable[[], Callable[[Task], Result]], tasks: Sequence[Task], processes: int
+) -> Iterator[tuple[Task, Result]]:
+    """Do tasks in several processes; yield each one with its result when it is done.
+
+    Args:
+        make: called once in each process; returns what does a task. It and the tasks must be picklable: they
+            go through pipes to processes of our own.
 
     Raises:
         ProcessLost: a process was killed, for memory as a rule.
-        HarvesterError, OSError: what rendering a unit raises, with the same message and exit code.
+        HarvesterError, OSError: what a task raises, with the same message and exit code.
     """
     context = multiprocessing.get_context("spawn")
-    left = list(reversed(units))
-    busy: dict[Connection, tuple[BaseProcess, Unit]] = {}
+    left = list(reversed(tasks))
+    busy: dict[Connection, tuple[BaseProcess, Task]] = {}
     started: list[BaseProcess] = []
     try:
-        for _ in range(min(processes, len(units))):
+        for _ in range(min(processes, len(tasks))):
             ours, theirs = context.Pipe()
-            process: BaseProcess = context.Process(target=_work, args=(theirs, config, parts), daemon=True)
+            process: BaseProcess = context.Process(target=_work, args=(theirs, make), daemon=True)
             process.start()
             theirs.close()
             started.append(process)
-            unit = left.pop()
-            ours.send(unit)
-            busy[ours] = (process, unit)
+            task = left.pop()
+            ours.send(task)
+            busy[ours] = (process, task)
         while busy:
             for connection in wait(list(busy)):
                 assert isinstance(connection, Connection)
-                process, unit = busy.pop(connection)
-                _receive(connection, process)
-                yield unit
+                process, task = busy.pop(connection)
+                yield task, _receive(connection, process)
                 if left:
                     following = left.pop()
                     connection.send(following)
@@ -60,10 +66,10 @@ def render(config: TrainConfig, parts: Path, units: Sequence[Unit], processes: i
             process.join()
 
 
-def _receive(connection: Connection, process: BaseProcess) -> None:
-    """Wait for the end of a unit; raise what it raised."""
+def _receive(connection: Connection, process: BaseProcess) -> Any:
+    """Wait for the end of a task and return its result; raise what it raised."""
     try:
-        problem = connection.recv()
+        problem, result = connection.recv()
     except (EOFError, ConnectionError):
         process.join()
         raise ProcessLost(
@@ -72,26 +78,28 @@ def _receive(connection: Connection, process: BaseProcess) -> None:
         ) from None
     if problem is not None:
         raise problem
+    return result
 
 
-def _work(connection: Connection, config: TrainConfig, parts: Path) -> None:
-    """Render the units that arrive, until the pipe ends."""
+def _work(connection: Connection, make: Callable[[], Callable[[Any], Any]]) -> None:
+    """Do the tasks that arrive, until the pipe ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the first process ends the others
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # each process has a core
-    renderer: UnitRenderer | None = None
+    do: Callable[[Any], Any] | None = None
     while True:
         try:
-            unit = connection.recv()
+            task = connection.recv()
         except (EOFError, ConnectionError):
             return
         problem: Exception | None = None
+        result = None
         try:
-            renderer = renderer or UnitRenderer(config, parts)
-            renderer.write(unit)
+            do = do or make()
+            result = do(task)
             failpoints.reach("tokens.worker")
         except (HarvesterError, OSError) as error:
             problem = error
         try:
-            connection.send(problem)
+            connection.send((problem, result))
         except ConnectionError:
             return  # the first process is gone

@@ -1,0 +1,347 @@
+"""Keep the soft targets of the rows that are learned in files: computed once, in parallel. Loads no torch.
+
+How a teacher's tokens are mapped depends on all answers together (`soft_targets.choose_mapping`). So all
+parts are read once to choose it, and a second time to map their rows, by one process or by several. A file
+has the arrays of each row one after the other: student tokens and positions (int32), log-probabilities
+(float16).
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from harvester.system.files import fsync, sha256_of
+from trainer.config import TrainConfig
+from trainer.data import array_file
+from trainer.data.chat_template import Example, Renderer, SparseTargets
+from trainer.data.soft_targets import UNLISTED_ENDS, SoftReport, choose_mapping, share_of_mass
+from trainer.data.soft_targets import Path as MappingPath
+from trainer.data.student_tokens import StudentTokens
+from trainer.data.teacher_tokens import NOTHING, TokenTable
+from trainer.data.token_alignment import REASONS
+from trainer.data.token_mapping import TokenMapping
+from trainer.data.tokens import workers
+from trainer.data.tokens.part_reader import PartReader, RowNumbers, unreadable
+from trainer.data.tokens.part_signal import PartSignal
+from trainer.data.tokens.row_record import RowFlag
+from trainer.model import model
+
+INDEX = "soft.npz"
+_INDEX_FIELDS = ("files", "starts", "anchors", "widths")
+
+Numbers = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenRows:
+    """Rows to learn.
+
+    Attributes:
+        rows: their numbers, those too long included. fits: [rows] whether each is learned.
+    """
+
+    rows: RowNumbers
+    fits: npt.NDArray[np.bool_]
+
+
+class SoftTargetFiles:
+    """Soft targets of some rows, read when they are asked for.
+
+    Args:
+        index: by `_INDEX_FIELDS`, the file of each row, where it lies in it, positions, tokens at each.
+    """
+
+    def __init__(self, paths: Sequence[Path], index: Mapping[str, npt.NDArray[Any]]) -> None:
+        self._paths = tuple(paths)
+        self._index = index
+        self._handles: dict[int, int] = {}
+
+    def __del__(self) -> None:
+        """Close what is open."""
+        for handle in self._handles.values():
+            os.close(handle)
+
+    def of(self, places: Any) -> SoftTargetFiles:
+        """Return the soft targets of the rows at some places, or of a slice."""
+        return SoftTargetFiles(self._paths, {name: self._index[name][places] for name in _INDEX_FIELDS})
+
+    @property
+    def places(self) -> Sequence[int]:
+        """Places of the rows that have soft targets."""
+        result: list[int] = np.flatnonzero(self._index["anchors"]).tolist()
+        return result
+
+    def targets(self, place: int) -> SparseTargets | None:
+        """Return the soft targets of a row; None if it has none.
+
+        Raises:
+            StoreError: the file can't be read.
+        """
+        number, start, anchors, width = (int(self._index[name][place]) for name in _INDEX_FIELDS)
+        if not anchors:
+            return None
+        size = anchors * (4 + 6 * width)
+        try:
+            if number not in self._handles:
+                self._handles[number] = os.open(self._paths[number], os.O_RDONLY | os.O_CLOEXEC)
+            data = os.pread(self._handles[number], size, start)
+        except OSError as error:
+            raise unreadable(self._paths[number], error.strerror or str(error)) from None
+        if len(data) != size:
+            raise unreadable(self._paths[number], "it is shorter than it was")
+        # Copies: torch takes no array that can't be written.
+        whole = np.frombuffer(data, np.int32, anchors * (width + 1)).copy()
+        log_probs = np.frombuffer(data, np.float16, anchors * width, whole.nbytes).copy()
+        ids = whole[: anchors * width].reshape(anchors, width)
+        return SparseTargets(whole[anchors * width :], ids, log_probs.reshape(anchors, width))
+
+
+def read(folder: Path, files: Mapping[str, str], *, check: bool = True) -> SoftTargetFiles | None:
+    """Read the soft targets of a selection, in the order of its chosen rows.
+
+    Args:
+        files: SHA-256 by name, as `write` returned them. check: compare it with each file.
+
+    Returns:
+        None where something is absent or damaged.
+    """
+    index = array_file.read(folder / INDEX, _INDEX_FIELDS)
+    try:
+        if index is None or (check and any(sha256_of(folder / name) != files[name] for name in files)):
+            return None
+    except OSError:
+        return None
+    return SoftTargetFiles([folder / name for name in files], index)
+
+
+def write(
+    config: TrainConfig,
+    renderer: Renderer,
+    processes: int,
+    reader: PartReader,
+    chosen: ChosenRows,
+    folder: Path,
+) -> tuple[SoftReport, dict[str, str]]:
+    """Compute the soft targets of the rows that are learned, and write them.
+
+    Args:
+        processes: that map rows. folder: of the selection.
+
+    Returns:
+        How much is learned, and the SHA-256 of each file by its name.
+
+    Raises:
+        OSError: the disk is full or refuses. ProcessLost: a process was killed.
+    """
+    survey = _Survey(reader, chosen, StudentTokens(renderer))
+    choice = survey.choice()
+    tasks = [_Task(number, path, rows) for number, path, rows in survey.learned()]
+    if min(processes, len(tasks)) > 1:
+        make = partial(_mapper, config, folder, choice, None)
+        results = dict(workers.run(make, tasks, min(processes, len(tasks))))
+    else:
+        do = _mapper(config, folder, choice, renderer)
+        results = {task: do(task) for task in tasks}
+    names = sorted({result.file for result in results.values()})
+    index = _empty_index(len(chosen.rows))
+    place_of = np.argsort(chosen.rows, kind="stable")
+    mapped = listed = 0.0
+    counts = Counter(survey.counts)
+    for task in tasks:
+        result = results[task]
+        rows = int(reader.first[task.number]) + result.rows
+        places = place_of[np.searchsorted(chosen.rows[place_of], rows)]
+        index["files"][places] = names.index(result.file)
+        for name in ("starts", "anchors", "widths"):
+            index[name][places] = getattr(result, name)
+        mapped, listed = mapped + result.mapped, listed + result.listed
+        counts.update(result.counts)
+    array_file.write(folder / INDEX, index)
+    for name in names:
+        fsync(folder / name)
+    report = SoftReport(
+        choice.path,
+        rows=survey.rows,
+        rows_without=int(chosen.fits.sum()) - survey.rows,
+        supervised=survey.supervised,
+        anchors=int(index["anchors"].sum(dtype=np.int64)),
+        mapped_mass=share_of_mass(mapped, listed),
+        counts=dict(+counts),
+        sampling=dict(survey.sampling),
+    )
+    return report, {name: sha256_of(folder / name) for name in names}
+
+
+def _empty_index(rows: int) -> dict[str, npt.NDArray[Any]]:
+    types = {"files": np.uint16, "starts": np.int64, "anchors": np.int32, "widths": np.int32}
+    return {name: np.zeros(rows, dtype=types[name]) for name in _INDEX_FIELDS}
+
+
+class _Choice(NamedTuple):
+    """How teacher tokens are mapped, see `choose_mapping`; `names` are those of the teacher's tokens."""
+
+    path: MappingPath
+    names: tuple[tuple[str, bytes | None], ...]
+    mapped: Numbers
+    ambiguous: frozenset[bytes]
+
+
+class _Survey:
+    """What must be known of all answers before one is mapped.
+
+    Attributes:
+        rows, supervised, counts, sampling: see `SoftReport`; of the rows that are learned.
+    """
+
+    def __init__(self, reader: PartReader, chosen: ChosenRows, student: StudentTokens) -> None:
+        self._reader = reader
+        self._student = student
+        self._is_chosen = np.zeros(len(reader), dtype=bool)
+        self._is_chosen[chosen.rows] = True
+        self._is_learned = np.zeros(len(reader), dtype=bool)
+        self._is_learned[chosen.rows[chosen.fits]] = True
+        self._table = TokenTable()
+        self._ends: set[int] = set()
+        self._used = np.zeros(len(student.data), dtype=bool)
+        self._same_spans = True
+        self.rows = self.supervised = 0
+        self.counts: Counter[str] = Counter()
+        self.sampling: Counter[str] = Counter()
+        for number, first, records in reader.records():
+            self._add(number, first, records)
+
+    def choice(self) -> _Choice:
+        """Choose how teacher tokens are mapped."""
+        path, mapped, ambiguous = choose_mapping(
+            self._table,
+            self._student,
+            self._ends,
+            lambda: np.flatnonzero(self._used).tolist(),
+            same_spans=self._same_spans,
+        )
+        return _Choice(path, tuple(self._table.names()), mapped, frozenset(ambiguous))
+
+    def learned(self) -> Iterator[tuple[int, Path, Numbers]]:
+        """Yield each part with rows that are learned: its number, its folder, and their numbers in it."""
+        for number, first, records in self._reader.records():
+            rows = np.flatnonzero(self._is_learned[first : first + len(records)]).astype(np.int32)
+            if len(rows):
+                yield number, self._reader.folder(number), rows
+
+    def _add(self, number: int, first: int, records: Any) -> None:
+        signal = PartSignal(self._reader.folder(number))
+        of_chosen = signal.records[self._is_chosen[first + signal.records["row"]]]
+        if not len(of_chosen):
+            return
+        is_listed = np.zeros(len(signal.names) + 1, dtype=bool)
+        itself = np.append(np.arange(len(signal.names), dtype=np.int32), np.int32(NOTHING))
+        for answer in signal.answers(of_chosen, itself):
+            is_listed[answer.tokens.tokens] = True
+        numbers = {int(at): self._table.number(*signal.names[at]) for at in np.flatnonzero(is_listed[:-1])}
+        of_learned = of_chosen[self._is_learned[first + of_chosen["row"]]]
+        rows = records[of_learned["row"]]
+        ends = of_learned["end"]
+        self._ends.update(numbers[int(end)] for end in np.unique(ends[ends != NOTHING]))
+        self._same_spans = self._same_spans and bool(of_learned["same_spans"].all())
+        for reason, count in zip(REASONS, of_learned["reasons"].sum(axis=0).tolist(), strict=True):
+            self.counts[reason] += count
+        settings, answers = np.unique(of_learned["sampling"], return_counts=True)
+        for at, count in zip(settings.tolist(), answers.tolist(), strict=True):
+            self.sampling[signal.sampling[at]] += count
+        is_ended = (rows["flags"] & RowFlag.TERMINATED) != 0
+        is_end_listed = (ends != NOTHING)[is_ended]
+        self.counts[UNLISTED_ENDS] += int((~is_end_listed).sum())
+        unlisted = len(is_end_listed) * len(self._student.end_of_turn) - int(is_end_listed.sum())
+        self.rows += len(rows)
+        lengths = rows["length"] - rows["prompt_length"]
+        self.supervised += int(lengths.sum(dtype=np.int64)) - unlisted
+        for row in rows:
+            self._used[self._reader.ids_of(number, row)[int(row["prompt_length"]) :]] = True
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Task:
+    """Rows of a part that are learned."""
+
+    number: int
+    folder: Path
+    rows: Numbers
+
+
+@dataclass(frozen=True, slots=True)
+class _Mapped:
+    """What was written of a part: its rows with soft targets, and where they are."""
+
+    file: str
+    rows: Numbers
+    starts: npt.NDArray[np.int64]
+    anchors: Numbers
+    widths: Numbers
+    mapped: float
+    listed: float
+    counts: Counter[str]
+
+
+def _mapper(
+    config: TrainConfig, folder: Path, choice: _Choice, renderer: Renderer | None
+) -> Callable[[_Task], _Mapped]:
+    """Return what maps the rows of parts; each process has its own file."""
+    renderer = renderer or Renderer(model.load_tokenizer(config.base, config.template))
+    return _Mapper(folder / f"soft-{os.getpid()}.bin", choice, StudentTokens(renderer)).write
+
+
+class _Mapper:
+    """Map the rows of parts and append them to a file."""
+
+    def __init__(self, path: Path, choice: _Choice, student: StudentTokens) -> None:
+        self._path = path
+        path.open("xb").close()
+        self._table = TokenTable()
+        for name in choice.names:
+            self._table.number(*name)
+        self._counts: Counter[str] = Counter()
+        ambiguous = set(choice.ambiguous)
+        self._mapping = TokenMapping(self._table, student, choice.mapped, ambiguous, self._counts)
+
+    def write(self, task: _Task) -> _Mapped:
+        """Append the soft targets of a part's rows."""
+        self._counts.clear()
+        self._mapping.mapped = self._mapping.listed = 0.0
+        signal = PartSignal(task.folder)
+        numbers = np.array([self._table.find(*name) for name in signal.names] + [NOTHING], dtype=np.int32)
+        wanted = signal.records[np.isin(signal.records["row"], task.rows)]
+        rows, starts, anchors, widths = [], [], [], []
+        reader = PartReader.of_part(task.folder)
+        at = self._path.stat().st_size
+        with self._path.open("ab") as file:
+            answers = signal.answers(wanted, numbers)
+            for row, answer in zip(wanted["row"].tolist(), answers, strict=True):
+                example: Example = reader.example(row)
+                soft = self._mapping.targets(example, answer.tokens, answer.alignment)
+                if soft is None:
+                    continue
+                rows.append(row)
+                starts.append(at)
+                anchors.append(len(soft.positions))
+                widths.append(soft.ids.shape[1])
+                for array in (soft.ids, soft.positions, soft.log_probs):
+                    at += file.write(array.tobytes())
+        return _Mapped(
+            self._path.name,
+            np.array(rows, dtype=np.int32),
+            np.array(starts, dtype=np.int64),
+            np.array(anchors, dtype=np.int32),
+            np.array(widths, dtype=np.int32),
+            self._mapping.mapped,
+            self._mapping.listed,
+            Counter(self._counts),
+        )
