@@ -293,6 +293,22 @@ def prepared(config: Path, options: HarvestOptions, name_of: Callable[[str], str
     return prepare.prepare(config, overrides(options, name_of))
 
 
+def store_of(config: Path, options: HarvestOptions, name_of: Callable[[str], str] = str) -> Path:
+    """Return the folder of the store that a harvest writes, which may not exist yet.
+
+    Args:
+        name_of: how the caller's user calls an option, for errors.
+
+    Raises:
+        ConfigError, UsageError: the file or an option can't be used.
+    """
+    from harvester.config import config as settings
+    from harvester.run.sharding import with_shard
+
+    loaded, _ = with_shard(settings.load(config), overrides(options, name_of))
+    return config.resolve().parent / loaded.store.path
+
+
 def run_prepared(
     ready: Prepared,
     watch: Callable[[Status], None],

@@ -111,11 +111,14 @@ def _now() -> str:
 
 
 @contextmanager
-def progress_display(total: int, title: str) -> Iterator[Callable[[Status], None]]:
+def progress_display(total: int, title: str, *, at_once: bool = False) -> Iterator[Callable[[Status], None]]:
     """Show progress on stderr during the block; call the yielded function with each status.
 
     On a terminal it draws two bars. Elsewhere it prints a line (or a JSON record) every 30 s, at the end, and
     at once when something delays the first request.
+
+    Args:
+        at_once: also print the first status.
     """
     from harvester.observe import progress
 
@@ -123,7 +126,7 @@ def progress_display(total: int, title: str) -> Iterator[Callable[[Status], None
         with progress.live(title) as update:
             yield update
         return
-    lines = _ProgressLines(total, title)
+    lines = _ProgressLines(total, title, at_once=at_once)
     try:
         yield lines.update
     finally:
@@ -133,11 +136,11 @@ def progress_display(total: int, title: str) -> Iterator[Callable[[Status], None
 class _ProgressLines:
     """Progress as plain lines or JSON records."""
 
-    def __init__(self, total: int, title: str) -> None:
+    def __init__(self, total: int, title: str, *, at_once: bool = False) -> None:
         self._total = total
         self._title = title
         self._status: Status = {}
-        self._printed_at = time.monotonic()
+        self._printed_at = time.monotonic() - (PLAIN_EVERY_S if at_once else 0.0)
         self._printed_state = ""
         self._delay_reported = False
 

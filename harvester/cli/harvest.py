@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
 from harvester import library
-from harvester.cli.console import JSON, emit, log_as_json, message, progress_display
+from harvester.cli.console import JSON, Status, emit, log_as_json, message, progress_display
 from harvester.config.budget_spans import BudgetSpan
 from harvester.config.transport import Transport
-from harvester.errors import Interrupted, StoreError, UsageError
+from harvester.errors import Interrupted, StoppedAtLimit, StoreError, TooManyFailures, UsageError
 
 if TYPE_CHECKING:
     from harvester.run.endings import Summary
@@ -62,6 +62,7 @@ def plan(config: Path = CONFIG, shard: str | None = SHARD, as_json: bool = JSON)
 
 
 def run(
+    context: typer.Context,
     config: Path = CONFIG,
     limit: int | None = typer.Option(None, help="Stop after this many new answers."),
     max_usd: float | None = typer.Option(None, help="Most that this run may cost."),
@@ -87,6 +88,9 @@ def run(
         None, help="Ask one by one (online), in batches (batch), or both (hybrid); [run] transport."
     ),
     shard: str | None = SHARD,
+    detach: bool = typer.Option(
+        False, "--detach", help="Go on in the background, with a log beside the store; `attach` shows it."
+    ),
     log_json: bool = typer.Option(False, "--log-json", help="Print JSON records on stderr, one a line."),
     as_json: bool = JSON,
 ) -> None:
@@ -98,8 +102,10 @@ def run(
 
     malloc.use_one_arena()  # before threads start and Arrow is imported
 
+    from harvester.cli.detach import OwnLog
     from harvester.run import signals
 
+    own_log = OwnLog()
     if log_json:
         log_as_json()
     signals.end_at_once()
@@ -120,16 +126,35 @@ def run(
         transport=None if transport is None else transport.value,
         shard=shard,
     )
+    if detach:
+        _detach(context, config, options, as_json=as_json)
     with _saying_when_interrupted():
         prepared = library.prepared(config, options, _flag)
     for line in prepared.lines():
         message(line)
-    summary = run_prepared(prepared)
+    summary = run_prepared(prepared, own_log.bound)
     try:
         emit(summary.as_dict(), summary.lines(), as_json=as_json)
     except StoreError as error:
         message(str(error))  # the exit code is that of the run, whether or not its result could be printed
     raise typer.Exit(summary.exit_code)
+
+
+def _detach(
+    context: typer.Context, config: Path, options: library.HarvestOptions, *, as_json: bool
+) -> NoReturn:
+    """Start the run in a process of its own, and say where it is.
+
+    Raises:
+        typer.Exit: with 0 while it runs, else with its exit code.
+    """
+    from harvester.cli import detach
+
+    started = detach.start(detach.words_of(context), library.store_of(config, options, _flag))
+    code = started.exit_code or 0
+    if code in (0, TooManyFailures.exit_code, StoppedAtLimit.exit_code):
+        emit(started.facts(), started.lines(), as_json=as_json)
+    raise typer.Exit(code)
 
 
 @contextmanager
@@ -154,7 +179,16 @@ def _flag(option: str) -> str:
     return f"--{option.replace('_', '-')}"
 
 
-def run_prepared(prepared: Prepared) -> Summary:
-    """Run the harvest; show its status on stderr meanwhile."""
+def run_prepared(prepared: Prepared, on_status: Callable[[], None] = lambda: None) -> Summary:
+    """Run the harvest; show its status on stderr meanwhile.
+
+    Args:
+        on_status: is called with each status.
+    """
     with progress_display(prepared.rows_total, "harvest") as show:
-        return library.run_prepared(prepared, show, note=message)
+
+        def watch(status: Status) -> None:
+            on_status()
+            show(status)
+
+        return library.run_prepared(prepared, watch, note=message)

@@ -9,7 +9,18 @@ import io
 import os
 import sys
 
-from harvester.cli import harvest, import_prompts, judge, mock, reference, report, status, store, terms
+from harvester.cli import (
+    attach,
+    harvest,
+    import_prompts,
+    judge,
+    mock,
+    reference,
+    report,
+    status,
+    store,
+    terms,
+)
 from harvester.cli.commands import HarvesterApp
 from harvester.cli.console import emit, message, stdout_error
 from harvester.errors import HarvesterError, StoreError
@@ -36,7 +47,7 @@ def _root(
     """Ask a teacher many prompts, keep every paid answer, write them to Parquet files."""
 
 
-for commands in (harvest, import_prompts, judge, status, report, store, terms, reference, mock):
+for commands in (harvest, attach, import_prompts, judge, status, report, store, terms, reference, mock):
     commands.register(app)
 
 

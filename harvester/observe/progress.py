@@ -36,7 +36,15 @@ def live(title: str, console: Console | None = None) -> Iterator[Callable[[Statu
     )
     started = time.monotonic()
     with Live(console=console, refresh_per_second=4, vertical_overflow="crop") as display:
-        yield lambda status: display.update(render(title, status, time.monotonic() - started))
+        yield lambda status: display.update(
+            render(title, status, _elapsed(status, time.monotonic() - started))
+        )
+
+
+def _elapsed(status: Status, shown_s: float) -> float:
+    """Return the seconds since the run began, which may be earlier than the display; `shown_s` if unknown."""
+    began, now = status.get("started_at"), status.get("updated_at")
+    return max(0.0, now - began) if began and now else shown_s
 
 
 @contextmanager

@@ -5,14 +5,17 @@ Only in a container, as root: beside a systemd that runs the machine, a second o
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -32,12 +35,13 @@ pytestmark = [
     ),
     pytest.mark.skipif(Path("/run/systemd/system").exists(), reason="a systemd runs this machine"),
 ]
-Systemctl = Callable[..., subprocess.CompletedProcess[str]]
+SYSTEMCTL = ("systemctl", "--no-pager")
+Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @contextmanager
-def systemd(units: Path) -> Iterator[Systemctl]:
-    """A systemd that knows these units and no other; gives `systemctl`."""
+def systemd(units: Path) -> Iterator[Run]:
+    """A systemd that knows these units and no other; gives what runs a command beside it."""
     begin = (
         "mount --make-rprivate / && mount -t tmpfs tmpfs /run && mkdir /run/systemd && exec env -i"
         f" PATH=$PATH SYSTEMD_UNIT_PATH={units} {SYSTEMD} --system --unit=default.target"
@@ -49,14 +53,13 @@ def systemd(units: Path) -> Iterator[Systemctl]:
         try:
             inside = ["nsenter", "-t", str(_child(process)), "-m", "-p", "-i"]
 
-            def systemctl(*words: str) -> subprocess.CompletedProcess[str]:
-                return subprocess.run(
-                    [*inside, "systemctl", "--no-pager", *words], capture_output=True, text=True, timeout=60
-                )
+            def run(*words: object) -> subprocess.CompletedProcess[str]:
+                command = [*inside, *map(str, words)]
+                return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
-            _until(lambda: systemctl("is-active", "default.target").stdout.strip() == "active", 30)
-            yield systemctl
-            systemctl("stop", SERVICE)
+            _until(lambda: run(*SYSTEMCTL, "is-active", "default.target").stdout.strip() == "active", 30)
+            yield run
+            run(*SYSTEMCTL, "stop", SERVICE)
         finally:
             process.kill()
     _until(_cgroups_are_gone, 10)
@@ -86,6 +89,37 @@ def _until(claim: Callable[[], bool], seconds: float) -> None:
         time.sleep(0.1)
 
 
+def _empty_targets(folder: Path) -> Path:
+    units = folder / "units"
+    units.mkdir()
+    for name in TARGETS:
+        (units / f"{name}.target").write_text("[Unit]\nDescription=empty\nDefaultDependencies=no\n")
+    return units
+
+
+def test_a_detached_run_gets_a_scope_of_its_own(
+    mock_teacher: Callable[..., RunningMock], tmp_path: Path
+) -> None:
+    mock = mock_teacher(slots=1, slot_s=0.1)
+    config = write_folder(tmp_path, mock.base_url, 5000)
+    with systemd(_empty_targets(tmp_path)) as run:
+        command = partial(run, sys.executable, "-m", "harvester")
+        started = command("run", config, "--detach", "--json")
+        assert started.returncode == 0, started.stderr
+        facts = json.loads(started.stdout)
+        scope = facts["unit"]
+        assert run(*SYSTEMCTL, "show", "-P", "ActiveState", scope).stdout.strip() == "active"
+        group = run(*SYSTEMCTL, "show", "-P", "ControlGroup", scope).stdout.strip()
+        assert str(facts["pid"]) in run(
+            "cat", f"/sys/fs/cgroup/systemd{group}/cgroup.procs"
+        ).stdout.split() + (run("cat", f"/sys/fs/cgroup{group}/cgroup.procs").stdout.split())
+        refused = command("run", config, "--detach")
+        assert (refused.returncode, "error[locked]" in refused.stderr) == (75, True)
+        assert run(*SYSTEMCTL, "stop", scope).returncode == 0  # SIGTERM: it drains
+        ended = command("attach", tmp_path / "store")
+        assert (ended.returncode, "exit code 143" in ended.stdout) == (143, True)
+
+
 def test_the_service_starts_fails_and_restarts_as_its_unit_says(
     mock_teacher: Callable[..., RunningMock], tmp_path: Path
 ) -> None:
@@ -94,26 +128,16 @@ def test_the_service_starts_fails_and_restarts_as_its_unit_says(
     limits = "limits = { requests_per_minute = 600 }"
     config = write_folder(tmp_path, mock.base_url, 5000, teacher=limits, more=hours)
     content = config.read_text()
-    units = tmp_path / "units"
+    units = _empty_targets(tmp_path)
     (units / f"{SERVICE}.d").mkdir(parents=True)
     (units / f"{SERVICE}.d" / "quicker.conf").write_text(QUICKER)
-    for name in (
-        "default",
-        "sysinit",
-        "basic",
-        "network-online",
-        "shutdown",
-        "timers",
-        "time-sync",
-        "time-set",
-    ):
-        (units / f"{name}.target").write_text("[Unit]\nDescription=empty\nDefaultDependencies=no\n")
     printed = harvester("schedule", config, "--systemd", "--name", "harvest-x").stdout
     for part in printed.split("# ---- ")[1:]:
         name, _, text = part.partition("\n")
         (units / name.strip()).write_text(text)
 
-    with systemd(units) as systemctl:
+    with systemd(units) as run:
+        systemctl = partial(run, *SYSTEMCTL)
 
         def shown(name: str) -> str:
             return systemctl("show", "-P", name, SERVICE).stdout.strip()

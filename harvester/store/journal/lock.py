@@ -89,7 +89,7 @@ class StoreLock:
         raise StoreLocked(
             f"held by pid {holder.get('pid', '?')} on {holder.get('host', '?')}",
             place=str(self._path),
-            remedy="wait for its end, or stop it with `harvester stop`; no request was sent",
+            remedy="`harvester attach` shows it until it ends, `harvester stop` ends it; no request was sent",
         )
 
     def _take(self) -> bool:

@@ -1,0 +1,103 @@
+"""`harvester attach`: follow the run of a store until it ends, and end as it did."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from harvester.cli.console import JSON, STORE_OF_RUN, Status, emit, message, progress_display, write_stdout
+from harvester.cli.detach import log_of
+from harvester.errors import FindingsError, RunState
+from harvester.store import paths
+
+# Seconds between two looks at the run, and between two lines of --json.
+LOOK_S, LINE_S = 0.25, 2.0
+# Seconds to wait for the run's own answer. After that its last heartbeat is shown.
+PATIENCE_S = 0.5
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command of this module to `app`."""
+    app.command(epilog="Example: harvester attach my-run/store")(attach)
+
+
+def attach(
+    store: Path = STORE_OF_RUN,
+    as_json: bool = JSON,
+) -> None:
+    """Show the progress of a run until it ends, and exit with its code. Ctrl-C ends only the display.
+
+    The run may be any: detached, in another terminal, or of a Python program. Of a run that has ended it
+    shows how it ended. With --json it prints the status as a line of JSON every two seconds.
+    """
+    from harvester.observe import status as run_status
+
+    try:
+        _follow(store, as_json=as_json)
+    except KeyboardInterrupt:
+        message(
+            f"the harvest goes on; `harvester attach {store}` shows it again, "
+            f"`harvester stop {store}` ends it"
+        )
+        raise typer.Exit(130) from None
+    status = run_status.current_status(store)
+    code = None if status.get("state") in [*RunState, "died", "hung"] else status.get("exit_code")
+    lines = [*run_status.status_lines(status), *([] if code is None else [f"exit code {code}"])]
+    log = log_of(store)
+    if log.exists():
+        lines.append(f"log       {log}")
+    emit(status, lines, as_json=as_json)
+    if code is None:
+        raise FindingsError(
+            "the run died: its process is gone, and it did not say how it ended"
+            if status.get("run_id")
+            else "no run has been here",
+            place=str(store),
+            remedy="`harvester run` with its harvest.toml resumes it; what was stored is kept",
+        )
+    raise typer.Exit(int(code))
+
+
+def _follow(store: Path, *, as_json: bool) -> None:
+    """Show each status of the run that holds the store, until none does or another begins."""
+    from harvester.store.journal.lock import is_held, read_holder
+
+    status = _status(store)
+    holder = read_holder(store / paths.LOCK)
+    if not is_held(store):
+        return
+    if status.get("pid") != holder.get("pid"):
+        message(f"pid {holder.get('pid', '?')} holds the store; waiting until its run begins, or it ends")
+    run_id = None
+    printed_at = -LINE_S
+    with progress_display(int(status.get("rows_total", 0)), "harvest", at_once=True) as show:
+        while is_held(store):
+            if status.get("pid") == holder.get("pid"):
+                if run_id not in (None, status.get("run_id")) or status.get("exit_code") is not None:
+                    break
+                run_id = status.get("run_id")
+                if not as_json:
+                    show(status)
+                elif time.monotonic() - printed_at >= LINE_S:
+                    printed_at = time.monotonic()
+                    write_stdout(json.dumps(status) + "\n")
+            time.sleep(LOOK_S)
+            status, holder = _status(store), read_holder(store / paths.LOCK) or holder
+    while is_held(store) and read_holder(store / paths.LOCK).get("pid") == holder.get("pid"):
+        time.sleep(LOOK_S)  # it has said how it ended, and closes the store
+
+
+def _status(store: Path) -> Status:
+    """Return what the run says now, or else its last heartbeat."""
+    from harvester.observe.status import can_answer, read_status
+    from harvester.observe.status_schema import validated_status
+    from harvester.run.control import client
+
+    live: dict[str, Any] | None = None
+    if can_answer(store):
+        live = client.ask(store, "status", patience_s=PATIENCE_S)
+    return read_status(store) if live is None else validated_status(live)
