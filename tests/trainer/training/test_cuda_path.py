@@ -260,7 +260,7 @@ def test_the_allocator_may_grow_its_blocks(monkeypatch):
 
     monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)
     seen = []
-    monkeypatch.setattr(cli, "app", lambda: seen.append(cli.os.environ["PYTORCH_CUDA_ALLOC_CONF"]))
+    monkeypatch.setattr(cli, "app", lambda **_: seen.append(cli.os.environ["PYTORCH_CUDA_ALLOC_CONF"]))
     monkeypatch.setattr(cli, "end_on_sigterm", lambda: None)
     cli.main()
     assert seen == ["expandable_segments:True"]

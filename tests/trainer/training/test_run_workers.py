@@ -165,7 +165,7 @@ def test_process_1_of_a_container_hears_sigterm(tmp_path, verb):
     code = (
         "import os, signal, sys\n"
         "from trainer import cli\n"
-        "cli.app = lambda: os.kill(os.getpid(), signal.SIGTERM) or sys.exit(99)\n"
+        "cli.app = lambda **_: os.kill(os.getpid(), signal.SIGTERM) or sys.exit(99)\n"
         "cli.main()\n"
     )
     if verb == "train":
@@ -200,4 +200,5 @@ def test_the_launcher_passes_on_the_options_that_were_given(run_trainer, toml, m
     monkeypatch.setattr(launch, "run_workers", lambda command, *_: commands.append(command) or 0)
     code, out, _ = run_trainer("train", toml, "--processes", 2, *flags)
     assert (code, out) == (0, "")
-    assert commands == [[sys.executable, "-m", "trainer", "train", str(toml), *flags]]
+    given = ["train", str(toml), "--processes", "1", *flags]
+    assert commands == [[sys.executable, "-m", "trainer", *given]]
