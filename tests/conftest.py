@@ -18,7 +18,11 @@ from hypothesis import settings
 from harvester.mock_teacher.faults.script import read_rules
 from harvester.mock_teacher.running import RunningMock, start_in_thread
 from harvester.mock_teacher.settings import EVERY_TASK, MockSettings
+from tests import temporary_folder
 from tests.harvester import faulty_disk
+from tests.tiers import LONGEST_FILES
+
+temporary_folder.use_memory()
 
 # torch reads it when it is imported. The students of the tests are so small that a second thread only waits,
 # and several test processes share the cores.
@@ -32,6 +36,12 @@ os.environ["XDG_STATE_HOME"] = _STATE
 # No deadline for a single example: on a busy machine one may take seconds without being wrong.
 settings.register_profile("suite", deadline=None)
 settings.load_profile("suite")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest, so that none of them is left when other processes end."""
+    places = {name: place for place, name in enumerate(LONGEST_FILES)}
+    items.sort(key=lambda item: places.get(item.nodeid.partition("::")[0], len(places)))
 
 
 def pytest_collection_finish() -> None:
@@ -53,13 +63,14 @@ def _check(mock: RunningMock) -> None:
 
 
 @pytest.fixture
-def mock_teacher() -> Iterator[Callable[..., RunningMock]]:
+def mock_teacher(tmp_path: Path) -> Iterator[Callable[..., RunningMock]]:
     """Start mock teachers; they stop when the test ends.
 
     Example: `mock_teacher(faults=[{"action": "status", "status": 503, "nth": 2}], accuracy=1.0, rpm=600)`.
     `faults` takes rows of a fault script, `accuracy` one number or a number for each task; every other
-    argument is a field of `MockSettings`.
+    argument is a field of `MockSettings`. They end before `tmp_path` is removed, where their files may be.
     """
+    del tmp_path  # fixtures end in the reverse order
     with ExitStack() as stack:
 
         def start(

@@ -1,4 +1,4 @@
-"""Spread the cases of a parametrised test over the default suite and the tests marked `slow`."""
+"""Divide the tests: into the default suite and those marked `slow`, and among the test processes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,26 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
+
+# Files whose tests take more than 10 s together, the longest first. A test process runs whole files.
+LONGEST_FILES = (
+    "tests/test_quality.py",
+    "tests/trainer/distil/test_distil.py",
+    "tests/trainer/training/test_launch.py",
+    "tests/trainer/experiments/test_loop.py",
+    "tests/hostile/test_replies.py",
+    "tests/test_benchmarks.py",
+    "tests/trainer/onpolicy/test_onpolicy.py",
+    "tests/trainer/publish/test_export.py",
+    "tests/journey/test_journey.py",
+    "tests/journey/test_systemd.py",
+    "tests/trainer/experiments/test_curve.py",
+    "tests/trainer/training/test_memory.py",
+    "tests/faults/test_limits.py",
+    "tests/journey/test_long_job.py",
+    "tests/trainer/training/test_faults_checkpoints.py",
+    "tests/harvester/store/test_repair.py",
+)
 
 
 def rest_is_slow(values: Iterable[Any], *, first: int) -> list[Any]:
