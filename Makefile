@@ -61,10 +61,10 @@ fuzz: $(STAMP)  ## a million mutated answers, streams, headers and prompts: an h
 bench-trainer: $(STAMP)  ## compare the trainer with TRL 1.16 on the CPU; creates an environment for TRL once
 	$(BIN)/python benchmarks/trainer_vs_trl.py
 
-quality: $(STAMP)  ## distil small neural teachers by every method (E0 to E13): about 27 minutes on an idle machine, cached
+quality: $(STAMP)  ## distil small neural teachers by every method (E0 to E13): about 15 minutes on two idle cores, cached
 	$(BIN)/python -m benchmarks.quality
 
-quality-smoke: $(STAMP)  ## a few small students of `make quality`, in about a minute; the slow tests run it, too
+quality-smoke: $(STAMP)  ## a few small students of `make quality`, in half a minute; the slow tests run it, too
 	$(BIN)/python -m benchmarks.quality --smoke --out build/quality-smoke
 
 quality-real: $(STAMP)  ## distil SmolLM2-135M behind llama.cpp's server on the CPU: 15 minutes on an idle machine

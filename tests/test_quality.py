@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.quality import answer_server, calibration, report
+from benchmarks.quality import answer_server, calibration, held_out, report
 from benchmarks.quality.bootstrap import Bootstrap, Interval
 from benchmarks.quality.experiments import FULL, arms
 from benchmarks.quality.gates import gates
@@ -24,12 +25,11 @@ from benchmarks.quality.harvests import (
     Harvests,
     corruptions,
     free_port,
+    scored_rows,
     train_rows,
 )
-from benchmarks.quality.harvests import (
-    test_rows as held_out_of,
-)
-from benchmarks.quality.results import Results
+from benchmarks.quality.results import Results, compute
+from benchmarks.quality.trainings import answers_of
 from harvester.store.reader import Corpus
 
 TASKS = ["a"] * 40 + ["b"] * 10
@@ -92,6 +92,48 @@ def test_a_confidence_of_one_lies_in_the_last_bin():
     assert calibration.error(totals) == 0
 
 
+FEATURES_OF_RIGHT_TOKEN = [0.1, 1.0, *[0.9 if at == 13 else 0.0 for at in range(15)], *[0.0] * 13, 1.0, 0.0]
+
+
+def write_student(folder, right, *, with_base=False):
+    """Write the scores of a student that answers these prompts of 8 rightly."""
+    folder.mkdir(parents=True)
+    rows = [
+        {
+            "prompt_id": f"p{number}",
+            "task": "ab"[number % 2],
+            "split": "held_out",
+            "reference": "yes",
+            "student": "yes" if number in right else "no",
+            "teacher": "yes",
+        }
+        | ({"base": "no"} if with_base else {})
+        for number in range(8)
+    ]
+    (folder / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    features = {row["prompt_id"]: FEATURES_OF_RIGHT_TOKEN for row in rows}
+    (folder / "calibration.json").write_text(json.dumps(features))
+    return folder
+
+
+def test_an_arm_with_one_seed_is_compared_with_that_seed_of_the_other(tmp_path):
+    alone = write_student(tmp_path / "alone", {0, 1, 2, 3})
+    same = write_student(tmp_path / "same", {0, 1, 2, 3}, with_base=True)
+    better = [write_student(tmp_path / f"better{seed}", set(range(8))) for seed in (1, 2)]
+    results, _ = compute({"E1": [alone], "E2": [same, *better]})
+    assert results.by_seed == {"E1": [0.5], "E2": [0.5, 1.0, 1.0]}
+    difference = results.differences["accuracy"]["E2 - E1"]
+    assert (difference.value, difference.low, difference.high) == (0, 0, 0)
+    assert results.loss["E1"].value == pytest.approx(0.1)
+    assert results.base.value == 0
+
+
+def test_the_base_is_not_reported_without_its_answers(tmp_path):
+    results, _ = compute({"E5": [write_student(tmp_path / "student", {0, 1})]})
+    assert results.base is None
+    assert results.accuracy["E5"].value == pytest.approx(0.25)
+
+
 def held(low, value, high):
     return Interval(value, low, high)
 
@@ -136,7 +178,7 @@ def test_every_arm_of_an_experiment_has_a_harvest_and_a_training_of_its_own():
 def test_a_smaller_harvest_is_part_of_a_larger_one():
     small, large = train_rows(Harvest(STRONG, 100)), train_rows(Harvest(STRONG, 300))
     assert large[:100] == small
-    assert {row["split"] for row in held_out_of(Harvest(STRONG, 1, splits=("held_out",)))} == {"held_out"}
+    assert {row["split"] for row in scored_rows(Harvest(STRONG, 1, splits=("held_out",)))} == {"held_out"}
 
 
 def test_corruptions_are_wrong_but_plausible():
@@ -154,7 +196,7 @@ def test_right_answers_are_harvested_over_http(tmp_path):
     harvest = Harvest(GOLD, 12, splits=("held_out",), test_each=64)
     folder = Harvests(tmp_path).make(harvest)
     texts = {s.prompt_id: s.completion for s in Corpus.open(folder / "store").samples()}
-    expected = {row["id"]: row["reference"] for row in (*train_rows(harvest), *held_out_of(harvest))}
+    expected = {row["id"]: row["reference"] for row in (*train_rows(harvest), *scored_rows(harvest))}
     assert texts == expected
     assert Harvests(tmp_path).make(harvest) == folder  # found, not made again
 
@@ -176,7 +218,7 @@ def test_a_prompt_without_an_answer_is_refused():
 def test_the_page_shows_what_was_missed(tmp_path):
     listed = arms(replace(FULL, seeds=(0,)))
     results = results_with(held(0.86, 0.92, 0.94))
-    for name in ("E2", "E5"):
+    for name in ("E1", "E2", "E5"):
         for table in (results.accuracy, results.teacher, results.recovery, results.loss, results.error):
             table[name] = held(0.4, 0.5, 0.6)
         results.by_seed[name] = [0.5]
@@ -185,6 +227,7 @@ def test_the_page_shows_what_was_missed(tmp_path):
     reached = gates(results)
     page = report.write(tmp_path, results, reached, listed, {"all": 1.0}).read_text()
     assert "gates are missed" in page
+    assert "One seed: E1." in page
     assert page.count("<svg") == 5
     facts = json.loads((tmp_path / "quality.json").read_text())
     assert facts["gates"][0]["is_held"] is False
@@ -204,6 +247,19 @@ def test_a_harvest_from_the_committed_teacher_with_corrupted_answers(tmp_path):
     assert 0.15 < corrupted / 160 < 0.45
 
 
+def check_that_short_scores_equal_the_scorecard(trainings):
+    """Score the student of the one training that has a scorecard without `trainer evaluate`, too."""
+    (scored,) = (file.parent for file in trainings.glob("*/scorecard.json"))
+    again = trainings / "again"
+    shutil.copytree(scored, again)
+    (again / "answers.jsonl").unlink()
+    (again / "calibration.json").unlink()
+    held_out.score(again / "train.toml")
+    rows, others = answers_of(scored), answers_of(again)
+    assert others == [{key: row[key] for key in others[0]} for row in rows]
+    assert (again / "calibration.json").read_text() == (scored / "calibration.json").read_text()
+
+
 @pytest.mark.slow
 def test_a_smoke_of_all_parts(tmp_path):
     command = [sys.executable, "-m", "benchmarks.quality", "--smoke", "--out", str(tmp_path)]
@@ -212,6 +268,7 @@ def test_a_smoke_of_all_parts(tmp_path):
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     facts = json.loads((tmp_path / "quality.json").read_text())
     assert set(facts["accuracy"]) == {"E2", "E2 small", "E5"}
+    check_that_short_scores_equal_the_scorecard(tmp_path / "trainings")
     assert facts["teacher"]["E2"]["value"] > facts["accuracy"]["E2"]["value"] > facts["base"]["value"]
     before = (tmp_path / "quality.json").stat().st_mtime_ns
     again = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=600)

@@ -45,7 +45,7 @@ class Run:
     def __init__(self, out: Path, sizes: Sizes, chosen: dict[str, Arm], procedures: Sequence[str]) -> None:
         self._sizes = sizes
         self._chosen = chosen
-        self._with = procedures
+        self._procedure_names = procedures
         self._pool = commands.Pool(len(os.sched_getaffinity(0)))
         self._harvests = Harvests(out)
         self._trainings = Trainings(out, self._harvests, self._pool)
@@ -62,7 +62,7 @@ class Run:
         for number, harvest in enumerate(harvests, start=1):
             print(f"harvest {number} of {len(harvests)}: {harvest}", flush=True)
             self._harvests.make(harvest)
-        if "E8" in self._with:
+        if "E8" in self._procedure_names:
             self._harvests.make(self._procedures.loop_harvest())
         self.seconds["harvests"] = time.monotonic() - began
         began = time.monotonic()
@@ -77,14 +77,14 @@ class Run:
     def _train(self) -> None:
         """Start what takes longest first: the curve is one process."""
         started = []
-        if "E11" in self._with:
+        if "E11" in self._procedure_names:
             started.append(("E11", self._procedures.start_curve()))
         for name, arm in self._chosen.items():
-            for seed in self._sizes.seeds:
+            for seed in arm.seeds(self._sizes):
                 future = self._trainings.start(arm.training.with_seed(seed))
                 started.append((f"{name} with seed {seed}", future))
         with ExitStack() as stack:
-            if "E8" in self._with:
+            if "E8" in self._procedure_names:
                 loops = [self._procedures.start_loop(seed) for seed in self._sizes.seeds]
                 if any(loops):
                     served = self._procedures.loop_harvest()
@@ -95,15 +95,24 @@ class Run:
                 if future is not None:
                     future.result()
                     print(f"{number} of {len(started)}: {what}", flush=True)
-        for future in [self._on_policy.start(start) for start in self._starts]:
-            if future is not None:
-                future.result()
-                print("E13 with one more seed", flush=True)
+        self._distil_on_policy()
+
+    def _distil_on_policy(self) -> None:
+        """Start from trained students, with one server for all seeds."""
+        with ExitStack() as stack:
+            if not all(map(self._on_policy.is_done, self._starts)):
+                served = self._on_policy.pool_of(self._starts[0])
+                stack.enter_context(serve(served, self._harvests.port, ROOT))
+            distillations = [self._on_policy.start(start) for start in self._starts]
+            for start, future in zip(self._starts, distillations, strict=True):
+                if future is not None:
+                    future.result()
+                    print(f"E13 with seed {start.seed}", flush=True)
 
     def folders(self) -> dict[str, list[Path]]:
         """Return the folders of the trainings by arm, one a seed."""
         found = {
-            name: [self._trainings.folder_of(arm.training.with_seed(seed)) for seed in self._sizes.seeds]
+            name: [self._trainings.folder_of(arm.training.with_seed(seed)) for seed in arm.seeds(self._sizes)]
             for name, arm in self._chosen.items()
         }
         if self._starts:
@@ -113,7 +122,7 @@ class Run:
     def results(self) -> Results:
         """Compute the results."""
         results, students = compute(self.folders())
-        if "E8" in self._with:
+        if "E8" in self._procedure_names:
             scores = [self._procedures.loop_scores(seed, students.prompts) for seed in self._sizes.seeds]
             totals = students.of_loops(scores)
             interval = students.bootstrap.interval
@@ -123,7 +132,7 @@ class Run:
             results.loop["difference"] = {
                 f"round {n}": interval(totals["hard", n] - totals["random", n]) for n in rounds
             }
-        if "E11" in self._with:
+        if "E11" in self._procedure_names:
             results.curve = cache.read_json(self._procedures.curve_folder() / "out" / "curve.json")
         if self._starts:
             measured = [facts["held_out"] for facts in self._on_policy.facts(self._starts)]
@@ -136,10 +145,10 @@ class Run:
         for name, folders in self.folders().items():
             folders = [folder.parent for folder in folders] if name == "E13" else folders
             cpu[name] = sum(cache.read_json(folder / "seconds.json")["cpu"] for folder in folders)
-        if "E8" in self._with:
+        if "E8" in self._procedure_names:
             folders = [self._procedures.loop_folder(seed) for seed in self._sizes.seeds]
             cpu["E8"] = sum(cache.read_json(folder / "seconds.json")["cpu"] for folder in folders)
-        if "E11" in self._with:
+        if "E11" in self._procedure_names:
             cpu["E11"] = cache.read_json(self._procedures.curve_folder() / "seconds.json")["cpu"]
         harvests = dict.fromkeys(arm.training.harvest for arm in self._chosen.values())
         return {
@@ -160,7 +169,7 @@ def _named(harvest: Harvest) -> str:
 def main() -> None:
     """Run what is not done yet, write the report, and print it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--smoke", action="store_true", help="a few small arms, in about a minute")
+    parser.add_argument("--smoke", action="store_true", help="a few small arms, in half a minute")
     parser.add_argument("--only", default="", help="experiments to run, such as E2,E8; default: all")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "quality")
     flags = parser.parse_args()

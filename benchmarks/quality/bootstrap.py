@@ -8,15 +8,13 @@ alike.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
-# From totals [..., features] to the metric's value [...].
-Metric = Callable[[Array], Array]
 
 
 @dataclass(frozen=True)
@@ -36,24 +34,28 @@ class Bootstrap:
 
     Args:
         tasks: the task of each prompt.
+
+    Attributes:
+        task_of: the same, as an array.
+        tasks: each task once.
     """
 
     def __init__(self, tasks: Sequence[str], resamples: int = 2000, seed: int = 0) -> None:
-        self.names = np.array(tasks)
+        self.task_of = np.array(tasks)
         self.tasks = sorted(set(tasks))
         self._seed = seed
         random = np.random.default_rng(seed)
         # How often each resample holds each prompt.
         self._times = np.zeros((resamples, len(tasks)))
         for task in self.tasks:
-            of_task = np.flatnonzero(self.names == task)
+            of_task = np.flatnonzero(self.task_of == task)
             drawn = random.multinomial(len(of_task), np.full(len(of_task), 1 / len(of_task)), size=resamples)
             self._times[:, of_task] = drawn
 
     def macro_weights(self) -> Array:
         """Return a weight for each prompt by which a sum over prompts is the mean over the tasks."""
-        counts = {task: int((self.names == task).sum()) for task in self.tasks}
-        return np.array([1 / counts[task] / len(self.tasks) for task in self.names])
+        counts = {task: int((self.task_of == task).sum()) for task in self.tasks}
+        return np.array([1 / counts[task] / len(self.tasks) for task in self.task_of])
 
     def totals(self, arm: Array) -> Array:
         """Return totals [1 + resamples, features], the mean over seeds; the first are those as measured."""

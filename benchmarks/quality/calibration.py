@@ -8,8 +8,8 @@ answer, so that totals over any set of prompts give the loss and the expected ca
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,24 +35,23 @@ def error(totals: Array) -> Array:
     return np.abs(confidence - right).sum(axis=-1) / totals[..., 1]
 
 
-def measure(config_file: Path) -> dict[str, list[float]]:
-    """Return the features of each held-out prompt by its id, for a trained student."""
+def measure(student: Any, config: Any, renderer: Any, held_out: Sequence[Any]) -> dict[str, list[float]]:
+    """Return the features of each held-out prompt by its id.
+
+    Args:
+        student: base and adapter.
+        config, renderer: of the student: a `TrainConfig` and a `chat_template.Renderer`.
+        held_out: `dataset.HeldOut` prompts with references.
+    """
     import torch
 
-    from trainer.config import load
     from trainer.data import dataset
-    from trainer.data.chat_template import Renderer
     from trainer.data.collator import batches
-    from trainer.model import model, self_test
+    from trainer.model import self_test
     from trainer.training.forward import supervised_logits
 
-    config = load(config_file)
-    model.set_threads(config.train)
-    held_out = dataset.read(config, learns=False).held_out
-    renderer = Renderer(model.load_tokenizer(config.base))
     taught = [replace(held, target_answer=held.reference) for held in held_out]
     examples = dataset.held_out_examples(taught, renderer, config)
-    student = model.load_trained_student(config, config.out_path / "adapter", torch.device("cpu"))
     forward = self_test.check_student(student, config.base)
     # A pack lays its longest example first: sorted here, so that rows of logits are found again.
     numbers = sorted(range(len(examples)), key=lambda number: -len(examples[number].ids))

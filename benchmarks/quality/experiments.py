@@ -74,11 +74,17 @@ class Arm:
     Attributes:
         name: "E3", or "E10 none" where an experiment has several.
         what: how it differs, in words.
+        has_one_seed: trained with the first seed alone, since no gate and no claim rests on it.
     """
 
     name: str
     what: str
     training: Training
+    has_one_seed: bool = False
+
+    def seeds(self, sizes: Sizes) -> tuple[int, ...]:
+        """Return the seeds that it is trained with."""
+        return sizes.seeds[:1] if self.has_one_seed else sizes.seeds
 
 
 def arms(sizes: Sizes) -> dict[str, Arm]:
@@ -99,7 +105,7 @@ def arms(sizes: Sizes) -> dict[str, Arm]:
 
     def of_claim(harvest: Harvest) -> Training:
         settings = {"batch_tokens": sizes.claim_batch_tokens}
-        return Training(harvest, sizes.claim_epochs, train=settings)
+        return Training(harvest, sizes.claim_epochs, train=settings, has_scorecard=True)
 
     def of_soft(
         student: str = "student", harvest: Harvest = soft, *, knows_all: bool = False, **train: object
@@ -112,7 +118,7 @@ def arms(sizes: Sizes) -> dict[str, Arm]:
 
     kl = {"soft_targets": "auto"}
     listed = (
-        Arm("E1", "right answers instead of the teacher's", of_claim(gold)),
+        Arm("E1", "right answers instead of the teacher's, one seed", of_claim(gold), has_one_seed=True),
         Arm("E2", "the teacher's greedy answers", of_claim(claim)),
         Arm("E2 small", "weaker teacher, few rows, text alone", of_soft()),
         Arm("E5", "with the top 5 probabilities and a tail", of_soft(**kl)),

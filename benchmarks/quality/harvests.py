@@ -24,7 +24,6 @@ from harvester_data.skill_rows import Row, harvest_rows, held_out_rows
 
 from benchmarks.quality import answer_server, commands
 from benchmarks.quality import cache as made
-from harvester.mock_teacher.running import start_process
 from harvester.mock_teacher.tasks.phrasings import pattern_of
 from harvester.mock_teacher.tasks.rules import Solved, wrong_answer
 
@@ -62,7 +61,7 @@ class Harvest:
 
     @property
     def held_out(self) -> Harvest:
-        """The harvest of its held-out rows."""
+        """Return the harvest of its held-out rows alone."""
         return Harvest(self.teacher, 0, splits=self.splits, test_each=self.test_each)
 
 
@@ -76,7 +75,7 @@ class Harvests:
     def folder_of(self, harvest: Harvest) -> Path:
         """Return the folder of a harvest."""
         teacher = made.digest(SKILLS / harvest.teacher) if harvest.teacher != GOLD else GOLD
-        rows = [*train_rows(harvest), *test_rows(harvest)]
+        rows = [*train_rows(harvest), *scored_rows(harvest)]
         return self._folder / made.digest(asdict(harvest), teacher, rows, MAX_TOKENS)
 
     def make(self, harvest: Harvest) -> Path:
@@ -89,7 +88,7 @@ class Harvests:
         if harvest.prompts and not (folder / "store").exists():
             shutil.copytree(self.make(harvest.held_out) / "store", folder / "part", dirs_exist_ok=True)
             (folder / "part").rename(folder / "store")
-        made.write_lines(folder / "rows.jsonl", train_rows(harvest) or test_rows(harvest))
+        made.write_lines(folder / "rows.jsonl", train_rows(harvest) or scored_rows(harvest))
         (folder / "harvest.toml").write_text(harvest_toml(harvest, self.port, "rows.jsonl"))
         with serve(harvest, self.port, folder):
             result = commands.harvester("run", folder / "harvest.toml")
@@ -99,7 +98,7 @@ class Harvests:
 
     @property
     def port(self) -> int:
-        """The port of all servers of this folder."""
+        """Return the port of all servers of this folder, chosen once."""
         if not self._port_file.exists():
             made.write_json(self._port_file, free_port())
         port: int = made.read_json(self._port_file)
@@ -123,8 +122,8 @@ def _harvest_rows() -> list[Row]:
     return harvest_rows()
 
 
-def test_rows(harvest: Harvest) -> list[Row]:
-    """Return the held-out rows."""
+def scored_rows(harvest: Harvest) -> list[Row]:
+    """Return the held-out rows, which are asked and scored but never learned."""
     rows = [row for row in held_out_rows() if not harvest.splits or row["split"] in harvest.splits]
     return rows[:: harvest.test_each]
 
@@ -157,14 +156,14 @@ def harvest_toml(harvest: Harvest, port: int, prompts: str) -> str:
 def serve(harvest: Harvest, port: int, folder: Path) -> AbstractContextManager[Any]:
     """Serve the teacher of a harvest."""
     if harvest.teacher == GOLD:
-        answers = {row["prompt"]: row["reference"] for row in (*train_rows(harvest), *test_rows(harvest))}
+        answers = {row["prompt"]: row["reference"] for row in (*train_rows(harvest), *scored_rows(harvest))}
         return answer_server.serve(MODEL, answers, port)
     flags = ["--model", str(SKILLS / harvest.teacher), "--port", str(port)]
     if harvest.corrupted:
         faults = folder / "faults.json"
         faults.write_text(json.dumps({"fault": corruptions(train_rows(harvest), harvest.corrupted)}))
         flags += ["--faults", str(faults)]
-    return start_process(*flags)
+    return commands.mock_teacher(*flags)
 
 
 def corruptions(rows: list[Row], share: float) -> list[dict[str, Any]]:

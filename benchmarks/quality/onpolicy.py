@@ -16,15 +16,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.quality import cache, calibration, commands
+from benchmarks.quality import cache, commands, held_out
 from benchmarks.quality.harvests import (
     SKILLS,
     Harvest,
     Harvests,
-    free_port,
     harvest_toml,
-    serve,
-    test_rows,
+    scored_rows,
     train_rows,
 )
 from benchmarks.quality.trainings import Training, Trainings, train_toml
@@ -74,19 +72,23 @@ class OnPolicy:
         teacher = SKILLS / start.harvest.teacher
         return self._folder / cache.digest(before, asdict(self._rounds), teacher, SKILLS / start.student)
 
+    def is_done(self, start: Training) -> bool:
+        """Return whether a distillation has ended."""
+        return (self.folder_of(start) / "seconds.json").exists()
+
     def start(self, start: Training) -> Future[Any] | None:
-        """Start a distillation; None if it is done already."""
+        """Start a distillation; None if it is done already.
+
+        Its teacher is served at the port of the harvests until it has ended.
+        """
         folder = self.folder_of(start)
-        if (folder / "seconds.json").exists():
+        if self.is_done(start):
             return None
         folder.mkdir(parents=True, exist_ok=True)
         before, rounds, teacher = self._trainings.folder_of(start), self._rounds, start.harvest.teacher
-        if not (folder / "port.json").exists():
-            cache.write_json(folder / "port.json", free_port())
-        pool = Harvest(teacher, rounds.pool, splits=start.harvest.splits, test_each=start.harvest.test_each)
-        port = cache.read_json(folder / "port.json")
-        (folder / "harvest.toml").write_text(harvest_toml(pool, port, "prompts.jsonl"))
-        cache.write_lines(folder / "prompts.jsonl", [*train_rows(pool), *test_rows(pool)])
+        pool = self.pool_of(start)
+        (folder / "harvest.toml").write_text(harvest_toml(pool, self._harvests.port, "prompts.jsonl"))
+        cache.write_lines(folder / "prompts.jsonl", [*train_rows(pool), *scored_rows(pool)])
         settings = {**start.train, "lr": rounds.lr}
         base = Path(os.path.relpath(SKILLS / start.student, folder))
         learning = train_toml(replace(start, train=settings), Path("store"), base)
@@ -109,19 +111,22 @@ class OnPolicy:
             "out": "out",
         }
         (folder / "onpolicy.toml").write_text(commands.toml(values))
-        return self._pool.start(distil, folder, pool, port)
+        return self._pool.start(distil, folder)
+
+    def pool_of(self, start: Training) -> Harvest:
+        """Return the prompts that are chosen from; they are never asked as a whole."""
+        harvest = start.harvest
+        return Harvest(harvest.teacher, self._rounds.pool, splits=harvest.splits, test_each=harvest.test_each)
 
     def facts(self, starts: Sequence[Training]) -> list[dict[str, Any]]:
         """Return the content of onpolicy.json of each."""
         return [cache.read_json(self.folder_of(start) / "out" / "onpolicy.json") for start in starts]
 
 
-def distil(folder: Path, harvest: Harvest, port: int) -> None:
+def distil(folder: Path) -> None:
     """Distil and score in the folder of a distillation. Runs in a process of its own."""
     began, spent = time.monotonic(), commands.cpu_s()
-    with serve(harvest, port, folder):
-        commands.trainer(folder / "log.txt", "onpolicy", folder / "onpolicy.toml", "--json")
-    commands.trainer(folder / "log.txt", "evaluate", folder / "evaluate.toml", "--json")
-    cache.write_json(folder / "out" / "calibration.json", calibration.measure(folder / "evaluate.toml"))
+    commands.trainer(folder / "log.txt", "onpolicy", folder / "onpolicy.toml", "--json")
+    held_out.score(folder / "evaluate.toml")
     seconds = {"all": round(time.monotonic() - began, 1), "cpu": round(commands.cpu_s() - spent, 1)}
     cache.write_json(folder / "seconds.json", seconds)

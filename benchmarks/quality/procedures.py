@@ -25,7 +25,7 @@ from benchmarks.quality.harvests import (
     Harvest,
     Harvests,
     harvest_toml,
-    test_rows,
+    scored_rows,
     train_rows,
 )
 from benchmarks.quality.trainings import Training, train_toml
@@ -41,10 +41,9 @@ class Procedures:
         self._harvests = harvests
         self._pool = pool
         self._sizes = sizes
-        self.started = 0
 
     def loop_harvest(self) -> Harvest:
-        """The harvest whose store each loop begins with: the held-out rows."""
+        """Return the harvest whose store each loop begins with: the held-out rows."""
         return Harvest(STRONG, 0, splits=CONTENT, test_each=self._sizes.test_each)
 
     def loop_folder(self, seed: int) -> Path:
@@ -68,7 +67,7 @@ class Procedures:
             begun = self._harvests.make(self.loop_harvest())
             shutil.copytree(begun / "store", folder / "part", dirs_exist_ok=True)
             (folder / "part").rename(folder / "store")
-        cache.write_lines(folder / "rows.jsonl", test_rows(self.loop_harvest()))
+        cache.write_lines(folder / "rows.jsonl", scored_rows(self.loop_harvest()))
         cache.write_lines(folder / "pool.jsonl", train_rows(Harvest(STRONG, POOL)))
         (folder / "harvest.toml").write_text(
             harvest_toml(self.loop_harvest(), self._harvests.port, "rows.jsonl")
@@ -87,21 +86,20 @@ class Procedures:
             "out": "out",
         }
         (folder / "loop.toml").write_text(commands.toml(loop))
-        self.started += 1
         return self._pool.start(run, folder, "loop")
 
     def curve_folder(self) -> Path:
         """Return the folder of the curve."""
-        rows = self._harvests.folder_of(self._claim()).name
+        rows = self._harvests.folder_of(self._claim_harvest()).name
         settings = (self._sizes.curve, "equal steps", self._sizes.seeds, self._curve_training())
         return self._folder / "curves" / cache.digest(SKILLS / "student", rows, *settings)
 
-    def _claim(self) -> Harvest:
+    def _claim_harvest(self) -> Harvest:
         return Harvest(STRONG, self._sizes.claim, splits=SPLITS, test_each=self._sizes.test_each)
 
     def _curve_training(self) -> str:
         small = {"batch_tokens": self._sizes.batch_tokens}
-        training = Training(self._claim(), self._sizes.curve_epochs, train=small)
+        training = Training(self._claim_harvest(), self._sizes.curve_epochs, train=small)
         return train_toml(training, Path("store"), Path("base"))
 
     def start_curve(self) -> Future[Any] | None:
@@ -110,7 +108,7 @@ class Procedures:
         if (folder / "seconds.json").exists():
             return None
         folder.mkdir(parents=True, exist_ok=True)
-        store = os.path.relpath(self._harvests.folder_of(self._claim()) / "store", folder)
+        store = os.path.relpath(self._harvests.folder_of(self._claim_harvest()) / "store", folder)
         base = os.path.relpath(SKILLS / "student", folder)
         text = (
             self._curve_training().replace('"store"', json.dumps(store)).replace('"base"', json.dumps(base))
@@ -124,7 +122,6 @@ class Procedures:
             "out": "out",
         }
         (folder / "curve.toml").write_text(commands.toml(curve))
-        self.started += 1
         return self._pool.start(run, folder, "curve")
 
     def loop_scores(self, seed: int, prompt_ids: list[str]) -> dict[tuple[str, int], Array]:

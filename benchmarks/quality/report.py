@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -116,9 +116,18 @@ def _page(
         plot_title="Plots",
         plot=Markup("").join(_plots(results)),
         legend=(("one", "all arms; E8: hard prompts; E11: measured"), ("two", "E8: random prompts")),
-        notes=("Accuracy is the mean over the tasks on contents that teacher and student have never seen.",),
+        notes=tuple(_notes(results, arms)),
         tables=tables,
     )
+
+
+def _notes(results: Results, arms: Mapping[str, Arm]) -> Iterator[str]:
+    yield "Accuracy is the mean over the tasks on contents that teacher and student have never seen."
+    if alone := [name for name in results.accuracy if arms[name].has_one_seed]:
+        yield (
+            f"One seed: {', '.join(alone)}. Compared with that seed of another arm alone, so the interval "
+            "holds no noise between seeds."
+        )
 
 
 def _word(gate: Gate) -> str:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.quality import cache, calibration
+from benchmarks.quality import calibration
 from benchmarks.quality.bootstrap import Array, Bootstrap, Interval
+from benchmarks.quality.cache import read_json
 from benchmarks.quality.trainings import answers_of
 
 # Pairs of arms whose accuracies are compared: the first minus the second.
@@ -82,7 +84,6 @@ class Students:
     """
 
     def __init__(self, folders: Mapping[str, Sequence[Path]], split: str) -> None:
-        self.names = list(folders)
         of_arms = {name: [_answers(folder, split) for folder in each] for name, each in folders.items()}
         first = next(iter(of_arms.values()))[0]
         self.prompts = list(first)
@@ -90,18 +91,24 @@ class Students:
         self._weights = self.bootstrap.macro_weights()
         self._right = {
             who: {name: self._is_right(each, who) for name, each in of_arms.items()}
-            for who in ("student", "teacher", "base")
+            for who in ("student", "teacher")
         }
+        with_base = [each for each in of_arms.values() if all("base" in row for row in each[0].values())]
+        self._right["base"] = {"E0": self._is_right(with_base[0][:1], "base")} if with_base else {}
 
     def _is_right(self, seeds: Sequence[Mapping[str, dict[str, Any]]], who: str) -> Array:
         return np.array(
             [[_passes(rows[prompt], who) for prompt in self.prompts] for rows in seeds], dtype=float
         )
 
-    def totals(self, name: str, who: str = "student") -> Array:
-        """Return accuracies: as measured, then of each resample."""
-        right: Array = self._right[who][name]
+    def totals(self, name: str, who: str = "student", seeds: int | None = None) -> Array:
+        """Return accuracies: as measured, then of each resample; of the first so many seeds."""
+        right: Array = self._right[who][name][:seeds]
         return self.bootstrap.totals((right * self._weights)[..., None])[:, 0]
+
+    def base(self) -> Interval | None:
+        """Return the accuracy of the base; None if no arm has a scorecard."""
+        return self.bootstrap.interval(self.totals("E0", "base")) if self._right["base"] else None
 
     def by_seed(self, name: str) -> list[float]:
         """Return the accuracy of each seed."""
@@ -110,12 +117,12 @@ class Students:
     def by_task(self, name: str) -> dict[str, list[float]]:
         """Return the accuracies of student and teacher by task."""
         rows = {who: self._right[who][name].mean(axis=0) for who in ("student", "teacher")}
-        is_of = {task: self.bootstrap.names == task for task in self.bootstrap.tasks}
+        is_of = {task: self.bootstrap.task_of == task for task in self.bootstrap.tasks}
         return {task: [float(rows[who][at].mean()) for who in rows] for task, at in is_of.items()}
 
     def sureness(self, folders: Sequence[Path]) -> Array:
         """Return the totals of `calibration.FEATURES` of an arm."""
-        stored = [cache.read_json(folder / "calibration.json") for folder in folders]
+        stored = [read_json(folder / "calibration.json") for folder in folders]
         return self.bootstrap.totals(np.array([[each[prompt] for prompt in self.prompts] for each in stored]))
 
     def of_loops(self, scores: Sequence[Mapping[tuple[str, int], Array]]) -> dict[tuple[str, int], Array]:
@@ -143,25 +150,34 @@ def compute(folders: Mapping[str, Sequence[Path]]) -> tuple[Results, Students]:
     results = Results()
     students = Students(folders, CONTENT)
     interval = students.bootstrap.interval
-    measured: dict[str, dict[str, Array]] = {"accuracy": {}, "loss": {}, "error": {}}
-    for name in folders:
+
+    @cache
+    def sums(name: str, seeds: int) -> Array:
+        return students.sureness(folders[name][:seeds])
+
+    measures: dict[str, Callable[[str, int], Array]] = {
+        "accuracy": lambda name, seeds: students.totals(name, seeds=seeds),
+        "loss": lambda name, seeds: calibration.loss(sums(name, seeds)),
+        "error": lambda name, seeds: calibration.error(sums(name, seeds)),
+    }
+    for name, of in folders.items():
         right, teacher = students.totals(name), students.totals(name, "teacher")
-        measured["accuracy"][name] = right
         results.accuracy[name] = interval(right)
         results.by_seed[name] = students.by_seed(name)
         results.teacher[name] = interval(teacher)
         results.recovery[name] = interval(right / teacher)
         results.tasks[name] = students.by_task(name)
-        sums = students.sureness(folders[name])
-        measured["loss"][name], measured["error"][name] = calibration.loss(sums), calibration.error(sums)
-        results.loss[name] = interval(measured["loss"][name])
-        results.error[name] = interval(measured["error"][name])
-    results.base = interval(students.totals(next(iter(folders)), "base"))
+        results.loss[name] = interval(measures["loss"](name, len(of)))
+        results.error[name] = interval(measures["error"](name, len(of)))
+    results.base = students.base()
     for measure, pairs in (("accuracy", PAIRS), ("loss", SURENESS_PAIRS), ("error", SURENESS_PAIRS)):
-        of = measured[measure]
-        results.differences[measure] = {
-            f"{a} - {b}": interval(of[a] - of[b]) for a, b in pairs if a in of and b in of
-        }
+        results.differences[measure] = {}
+        for a, b in pairs:
+            if a in folders and b in folders:
+                # An arm with one seed is compared with that seed of the other.
+                seeds = min(len(folders[a]), len(folders[b]))
+                difference = measures[measure](a, seeds) - measures[measure](b, seeds)
+                results.differences[measure][f"{a} - {b}"] = interval(difference)
     claimed = {name: of for name, of in folders.items() if name in ("E1", "E2")}
     for split in (PHRASING, UNTAUGHT) if claimed else ():
         results.splits[split] = _on_split(claimed, split)

@@ -1,7 +1,6 @@
-"""Train a student by `trainer train` and score it by `trainer evaluate`, each once for the same content.
+"""Train a student by `trainer train` and score it on the held-out prompts, each once for the same content.
 
-trainings/KEY/train.toml, adapter, scorecard.json, answers.jsonl, calibration.json,
-              seconds.json (written last)
+trainings/KEY/train.toml, adapter, answers.jsonl, calibration.json, seconds.json (written last)
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.quality import cache, calibration, commands, full_divergence
+from benchmarks.quality import cache, commands, full_divergence, held_out
 from benchmarks.quality.harvests import SKILLS, Harvest, Harvests
 
 # Of all trainings, unless a training says otherwise.
@@ -43,6 +42,7 @@ class Training:
         student: a folder in data/skills.
         data, train: further keys of these tables of train.toml.
         knows_all: learn the teacher's whole distribution, read from its weights.
+        has_scorecard: score by `trainer evaluate`, the base, too; else only the student, as `held_out` does.
     """
 
     harvest: Harvest
@@ -52,6 +52,7 @@ class Training:
     data: Mapping[str, Any] = field(default_factory=dict)
     train: Mapping[str, Any] = field(default_factory=dict)
     knows_all: bool = False
+    has_scorecard: bool = False
 
     def with_seed(self, seed: int) -> Training:
         """Return the same training with another seed."""
@@ -65,7 +66,6 @@ class Trainings:
         self._folder = folder / "trainings"
         self._harvests = harvests
         self._pool = pool
-        self.started = 0
 
     def folder_of(self, training: Training) -> Path:
         """Return the folder of a training."""
@@ -88,9 +88,8 @@ class Trainings:
                 Path(os.path.relpath(SKILLS / training.student, folder)),
             )
         )
-        self.started += 1
         teacher = SKILLS / training.harvest.teacher if training.knows_all else None
-        return self._pool.start(train_and_score, folder, teacher)
+        return self._pool.start(train_and_score, folder, teacher, training.has_scorecard)
 
 
 def train_toml(training: Training, corpus: Path, base: Path) -> str:
@@ -108,8 +107,13 @@ def train_toml(training: Training, corpus: Path, base: Path) -> str:
     )
 
 
-def train_and_score(folder: Path, teacher: Path | None) -> None:
-    """Do what is missing in the folder of a training. Runs in a process of its own."""
+def train_and_score(folder: Path, teacher: Path | None, has_scorecard: bool) -> None:
+    """Do what is missing in the folder of a training. Runs in a process of its own.
+
+    Args:
+        teacher: the folder of the teacher whose whole distribution is learned; None: what the corpus has.
+        has_scorecard: as in `Training`.
+    """
     config, log = folder / "train.toml", folder / "log.txt"
     began, spent = time.monotonic(), commands.cpu_s()
     if teacher is not None:
@@ -117,8 +121,11 @@ def train_and_score(folder: Path, teacher: Path | None) -> None:
     else:
         commands.trainer(log, "train", config, "--json")
     trained = time.monotonic()
-    commands.trainer(log, "evaluate", config, "--json")
-    cache.write_json(folder / "calibration.json", calibration.measure(config))
+    if has_scorecard:
+        held_out.Trained.load(config).write_calibration()
+        commands.trainer(log, "evaluate", config, "--json")
+    else:
+        held_out.score(config)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     seconds = {
         "train": round(trained - began, 1),
@@ -129,5 +136,5 @@ def train_and_score(folder: Path, teacher: Path | None) -> None:
 
 
 def answers_of(folder: Path) -> list[dict[str, Any]]:
-    """Return the answers of base, student and teacher to the held-out prompts."""
+    """Return the answers of student and teacher to the held-out prompts; with a scorecard the base's, too."""
     return [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
