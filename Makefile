@@ -12,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: help demo test test-slow test-all test-long torture torture-trainer soak bench fuzz bench-trainer quality quality-smoke quality-real test-families test-harness test-gguf architectures check lint types layers format clean
+.PHONY: help demo docs test test-slow test-all test-long torture torture-trainer soak bench fuzz bench-trainer quality quality-smoke quality-real test-families test-harness test-gguf architectures check lint types layers format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -85,6 +85,9 @@ GGUF := build/gguf
 test-gguf: $(STAMP)  ## serve GGUF files of small students by llama.cpp, which it installs into build/gguf (140 MB)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(GGUF) -c constraints.txt cyllama xllamacpp
 	PYTHONPATH=$(GGUF) $(BIN)/python -m pytest -m gguf
+
+docs: $(STAMP)  ## build the pages of docs/ into build/docs, without a network; a warning is an error
+	$(BIN)/python docs/build.py build/docs
 
 check: lint types layers  ## ruff, mypy, import contracts
 

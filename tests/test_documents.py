@@ -14,7 +14,7 @@ from harvester.store.shards.schema import COLUMNS
 from trainer import cli
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md")
+DOCUMENTS = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "AGENTS.md")
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)

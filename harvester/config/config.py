@@ -84,6 +84,15 @@ class LimitsSection(FrozenModel):
 
     With `replicas`, each address gets an equal share of the limits per minute and per day, which belong to
     the credential. `max_concurrency` holds for each address.
+
+    Attributes:
+        requests_per_minute: requests a minute, retries included.
+        tokens_per_minute: tokens of prompts and answers a minute.
+        input_tokens_per_minute: tokens of prompts a minute, where the teacher limits them by themselves.
+        output_tokens_per_minute: tokens of answers a minute, likewise.
+        requests_per_day: requests in any 24 hours.
+        tokens_per_day: tokens of prompts and answers in any 24 hours.
+        max_concurrency: most requests in flight at once; the run uses fewer where more bring nothing.
     """
 
     requests_per_minute: Rate | None = None
@@ -99,9 +108,15 @@ PricePerMillion = Annotated[float, Field(ge=0, le=MAX_USD_PER_MILLION)]
 
 
 class PriceSection(FrozenModel):
-    """USD per million tokens. `as_of` is the day on which the price was read.
+    """USD per million tokens.
 
-    `batch_input` and `batch_output` are those of the Batch API.
+    Attributes:
+        input: of prompts.
+        output: of answers.
+        cached_input: of the tokens of a prompt that the teacher had in its cache. Absent: as `input`.
+        batch_input: of prompts in a batch. Absent: as `input`.
+        batch_output: of answers in a batch. Absent: as `output`.
+        as_of: the day on which the price was read; a price older than 90 days is pointed out.
     """
 
     input: PricePerMillion
@@ -137,7 +152,8 @@ class BatchApiSection(FrozenModel):
     """Bounds and words of a provider's Batch API, which has the shape of OpenAI's; the defaults are OpenAI's.
 
     Attributes:
-        max_requests, max_bytes: most requests in one batch, and most bytes of its file.
+        max_requests: most requests in one batch.
+        max_bytes: most bytes of the file of a batch.
         window: `completion_window` to ask for.
         path: what the lines of a file name as `url`.
         purpose: of the uploaded file.
@@ -179,6 +195,12 @@ class TeacherSection(FrozenModel):
     Attributes:
         preset: provider preset that sets what this table leaves out; a file gives its name. Hashes and keys
             are those of the filled table, so it is not part of the output.
+        base_url: address of an OpenAI-compatible API, up to and with `/v1`.
+        model: name of the model, as the API calls it.
+        api_key_env: NAME of the environment variable that holds the API key, never the key. Absent: none is
+            sent.
+        terms: ids of the terms records of this teacher, comma-separated (`harvester terms list`): of the
+            weights, and behind a router of the host too.
         identity: a name for the teacher. It stands in the request keys in the place of `base_url`, so that a
             teacher that moves to another address stays the same. The terms go by the address all the same.
         replicas: further addresses that serve the same model with the same credential.
@@ -294,6 +316,7 @@ class PromptsSection(FrozenModel):
 
     Attributes:
         files: names and globs, relative to the configuration file.
+        system: system message put before each prompt that has none.
         max_bad: lines that can't be used and may be skipped; one more ends the run.
         last_assistant: what becomes of an assistant turn at the end of a conversation. "send" sends it, and
             the teacher continues it or answers it; "reference" keeps it as the row's reference instead.
@@ -315,7 +338,24 @@ class PromptsSection(FrozenModel):
 
 
 class SamplingSection(FrozenModel):
-    """Fields of the request body; None is not sent."""
+    """Fields of the request body; what is absent is not sent.
+
+    Attributes:
+        temperature: randomness of the answers; 0 takes the likeliest token.
+        top_p: probability mass of the tokens that are drawn from.
+        max_tokens: tokens after which an answer is cut.
+        seed: seed of the draw, where the teacher has one; with `samples` each sample adds its number.
+        stop: texts at which an answer ends.
+        presence_penalty: penalty for tokens that occurred.
+        frequency_penalty: penalty for tokens by how often they occurred.
+        reasoning_effort: how much a reasoning model thinks, in the teacher's own words.
+        samples: answers that are asked of each prompt.
+        top_logprobs: likeliest tokens whose log-probabilities are asked for at each token; 0: none.
+        stream: receive answers in pieces; they are stored as a whole.
+        tools: tools that the teacher may call, for all prompts.
+        response_format: form that the answer must have, such as a JSON Schema.
+        extra: further fields of the body, sent as they are.
+    """
 
     temperature: float | None = Field(default=None, ge=0)
     top_p: float | None = Field(default=None, gt=0, le=1)
@@ -355,8 +395,11 @@ class StoreSection(FrozenModel):
     """Where answers are kept.
 
     Attributes:
+        path: folder of the store, relative to the configuration file.
         read_also: other stores. What they hold for the prompts of a run is copied into this store, with its
             lineage, and not asked again.
+        shard_mib: size of an answer file (shard), in MiB before compression, at which it is written.
+        min_free_mib: free space of the disk below which no request is sent.
     """
 
     path: str = "store"

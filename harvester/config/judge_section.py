@@ -21,7 +21,8 @@ class JudgeSection(FrozenModel):
             answer of a corpus gets a score.
         pairs: JSON lines with pairs of answers to compare, in both orders; None with `corpus`.
         rubric: jinja2 file that writes the judge's prompt; None: the one that is shipped.
-        lowest, highest: the scale of scores.
+        lowest: the lowest score.
+        highest: the highest score.
     """
 
     corpus: str | None = Field(default=None, min_length=1)

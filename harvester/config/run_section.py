@@ -52,7 +52,12 @@ class FrozenModel(BaseModel):
 
 
 class CeilingSection(FrozenModel):
-    """Ceilings for one span; None is no ceiling."""
+    """Ceilings for one span; None is no ceiling.
+
+    Attributes:
+        usd: US dollars, by `[teacher.price]`.
+        tokens: tokens of prompts and answers.
+    """
 
     usd: float | None = Field(default=None, gt=0, le=MAX_USD)
     tokens: PositiveInt | None = None
@@ -62,6 +67,8 @@ class BudgetSection(CeilingSection):
     """Ceilings on what may be spent: `usd` and `tokens` in one run, and tables for the other spans.
 
     Attributes:
+        usd: US dollars in one run, by `[teacher.price]`.
+        tokens: tokens of prompts and answers in one run.
         run: the same as `usd` and `tokens` beside it.
         store: in all runs of the store together, by its ledger.
         day: in a day, from midnight UTC; also by the ledger.
@@ -97,6 +104,12 @@ class RunSection(FrozenModel):
     """How one run behaves.
 
     Attributes:
+        max_failed: rows that may fail; a complete run with more exits with 3.
+        connect_timeout_s: time limit for a connection.
+        max_attempts: attempts at a request before its row has failed; waiting for a limit is none.
+        purpose: what the answers are for; the terms are checked for it.
+        trust_env: use proxies and certificates that environment variables name.
+        strict_model: park the run when another model or build answers than the first one.
         deadline_s: time limit of one attempt; None: long enough for `max_tokens` from a slow teacher.
         grace_s: how long a signal waits for answers that are on their way.
         epoch: part of every request key; another number asks everything again.
@@ -155,6 +168,7 @@ class BatchSection(FrozenModel):
         patience: `hybrid` cancels a batch that is older than this, and asks its open rows one by one.
         lead: `hybrid` does the same this long before the deadline of the run.
         poll: seconds between two looks at the batches; they grow to `poll_max` while nothing changes.
+        poll_max: most seconds between two looks.
         settle: a batch whose creation was not confirmed counts as never created when the provider does not
             list it this long after it was written down.
     """
@@ -190,6 +204,8 @@ class CanarySection(FrozenModel):
     """A few prompts asked again on schedule, to detect whether the teacher has changed.
 
     Attributes:
+        prompts: file of the prompts that are asked again. Absent: there are none.
+        every_s: seconds from one round to the next.
         tolerance: largest mean share of words in which answers may differ from the first ones.
         pause: whether a change pauses the run until `harvester resume`.
     """
@@ -201,7 +217,12 @@ class CanarySection(FrozenModel):
 
 
 class ScheduleSection(FrozenModel):
-    """When a run may work. Outside its hours it ends with exit 10; a watching run waits."""
+    """When a run may work. Outside its hours it ends with exit 10; a watching run waits.
+
+    Attributes:
+        hours: opening hours, such as `Mon-Fri 22:00-07:00 Europe/Berlin`. Empty: always.
+        finish_by: time at which the run ends, with its offset from UTC.
+    """
 
     hours: tuple[str, ...] = ()
     finish_by: AwareDatetime | None = None

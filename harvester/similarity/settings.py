@@ -22,7 +22,12 @@ class _Frozen(BaseModel):
 
 
 class EvalSetSection(_Frozen):
-    """An evaluation set: a file or folder, and the fields to compare (none: those that ask)."""
+    """An evaluation set: a file or folder, and the fields to compare.
+
+    Attributes:
+        path: file or folder, relative to the configuration file.
+        fields: names of the fields to compare. Empty: those that ask.
+    """
 
     path: str = Field(min_length=1)
     fields: tuple[str, ...] = ()

@@ -37,8 +37,8 @@ class VerifierSection(BaseModel):
 
     Attributes:
         kind: what is compared.
-        tolerance: largest absolute difference of two numbers; `relative`, as a share of the reference. The
-            larger of the two counts.
+        tolerance: largest absolute difference of two numbers.
+        relative: largest difference as a share of the reference; the larger of the two counts.
         choices: the letters of a multiple choice.
         json_schema: the schema that the answer, a JSON text, must match. Its key is `schema`.
         tests: field of the prompt's metadata that holds the tests of an answer that is Python code, a program
