@@ -1,9 +1,10 @@
 """Call a function in a child process with a limit on its time and its memory.
 
 For work on text from outside that may take minutes or gigabytes: an exponential regular expression, or a
-document of millions of empty lists. The caller waits at most `timeout_s`; then the child is killed, and the
-next call starts another. A child that outlives its parent ends by itself: its input ends, and each call has
-a timer. Arguments and results are what JSON has, and bytes.
+document of millions of empty lists. After `timeout_s` the child is killed, and the next call starts another.
+Time in which the child could run but other processes had the cores does not count: how busy a machine is must
+not decide what is said of a text. A child that outlives its parent ends by itself: its input ends, and each
+call has a timer. Arguments and results are what JSON has, and bytes.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import atexit
 import contextlib
 import importlib
 import json
+import math
 import os
 import resource
 import select
@@ -21,9 +23,12 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any, BinaryIO
 
 _LENGTH = struct.Struct(">Q")
+# A caller waits at most this many times its timeout, however busy the machine is.
+_MOST_WAITS = 10
 # A child may use this many seconds more than its caller waits; then its own timer kills it.
 _SPARE_S = 5.0
 _PROGRAM = (
@@ -68,7 +73,8 @@ class LimitedChild:
             function: `module:name`.
 
         Raises:
-            TimeoutError: it took longer; the wait for earlier calls of other threads does not count.
+            TimeoutError: it took longer; the waits for earlier calls of other threads and, on Linux, for a
+                core do not count.
             MemoryError: it needed more memory, or the child died.
             ChildError: the function raised something.
         """
@@ -129,15 +135,19 @@ def _exchange(process: subprocess.Popen[bytes], request: Any, timeout_s: float) 
     assert process.stdout is not None
     try:
         _write(process.stdin, request)
-        until = time.monotonic() + timeout_s
+        began, queued_s = time.monotonic(), _queued_s(process.pid)
         received = bytearray()
         wanted = _LENGTH.size
         poll = select.poll()
         poll.register(process.stdout, select.POLLIN)
         while len(received) < wanted:
-            left_ms = (until - time.monotonic()) * 1000
-            if left_ms <= 0 or not poll.poll(left_ms):
+            left_s = timeout_s - (time.monotonic() - began)
+            if left_s <= 0:
+                left_s += min(_queued_s(process.pid) - queued_s, (_MOST_WAITS - 1) * timeout_s)
+            if left_s <= 0:
                 raise TimeoutError
+            if not poll.poll(math.ceil(left_s * 1000)):
+                continue
             piece = os.read(process.stdout.fileno(), 1 << 20)
             if not piece:
                 raise MemoryError("the child process ended")
@@ -147,6 +157,17 @@ def _exchange(process: subprocess.Popen[bytes], request: Any, timeout_s: float) 
         return _unpacked(memoryview(received)[_LENGTH.size :])
     except BrokenPipeError:
         raise MemoryError("the child process ended") from None
+
+
+def _queued_s(pid: int) -> float:
+    """Return the seconds in which a process could run but had no core; 0 where the kernel does not tell.
+
+    Source: the second number of `/proc/PID/schedstat` (Linux, Documentation/scheduler/sched-stats.rst).
+    """
+    try:
+        return int(Path(f"/proc/{pid}/schedstat").read_text(encoding="ascii").split()[1]) / 1e9
+    except (OSError, ValueError, IndexError):
+        return 0.0
 
 
 def _write(pipe: BinaryIO | Any, value: Any) -> None:
@@ -206,7 +227,7 @@ def serve(memory_bytes: int) -> None:
     source, sink = _private_pipes()
     while header := source.read(_LENGTH.size):
         function, args, timeout_s = _unpacked(memoryview(source.read(_LENGTH.unpack(header)[0])))
-        signal.setitimer(signal.ITIMER_REAL, timeout_s + _SPARE_S)  # SIGALRM ends the process
+        signal.setitimer(signal.ITIMER_REAL, _MOST_WAITS * timeout_s + _SPARE_S)  # SIGALRM ends the process
         try:
             answer = ["", _function(function)(*args)]
         except Exception as error:  # noqa: BLE001 - the caller gets it
