@@ -10,6 +10,7 @@ HarvesterError                      has a cause, a place, a remedy and an exit c
 ├── StoreError                  5   the disk or the files on it
 │   ├── StoreFull                   ENOSPC, EDQUOT, or less than the reserve is free
 │   ├── StoreCorrupt                bytes are not what was written
+│   ├── RemoteStoreError            object storage that can't be reached, refuses, or lacks an object
 │   └── StoreFormatError            written by another version of the format
 ├── StoreLocked                75   another process holds the store
 │   └── ShardsInUse                 another process reads the shards; nothing was changed
@@ -141,6 +142,12 @@ class StoreFormatError(StoreError):
     """The store was written by another version of the format."""
 
     code = "store_format"
+
+
+class RemoteStoreError(StoreError):
+    """The object storage can't be reached, refuses, or does not hold what it should."""
+
+    code = "remote_store"
 
 
 class StoreLocked(HarvesterError):

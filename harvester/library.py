@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack
 
 from harvester.config.number_limits import MAX_EXACT_INT, MAX_USD, YEAR_S
 from harvester.errors import UsageError
+from harvester.objects.url import url_in
 from harvester.store import paths
 from harvester.system.background import Running, StopRequests
 
@@ -212,22 +213,24 @@ def open(
 
         for sample in harvester.open("my-run/store", where={"outcome": "ok"}): ...
         harvester.open("my-run/store", columns=["prompt_id", "completion"]).to_pandas()
+        harvester.open("s3://bucket/my-run")
 
     Args:
-        store: folder of a store or of shards, or a harvest.toml, whose store is meant.
+        store: folder of a store or of shards, a harvest.toml, whose store is meant, or the URL of a published
+            store, which is downloaded into the cache as it is now.
         columns: that are read; None: all. data/FORMAT.md lists them.
         where: which samples, as `where` in curate.toml.
         include_unsealed: also answers that are not in a shard yet.
 
     Raises:
         UsageError: no store is there, or a column or condition can't be used.
-        StoreError: the store is damaged.
+        StoreError: the store is damaged. RemoteStoreError: the storage can't be reached, or refuses.
     """
     from harvester.store.samples import Samples
 
     if isinstance(columns, str):
         raise UsageError(f"{columns!r} is a text", place="columns", remedy=f"name a list: [{columns!r}]")
-    folder = store_folder(_path(store))
+    folder = readable_store(_path(store))
     return Samples(folder, columns=columns, where=where, include_unsealed=include_unsealed)
 
 
@@ -473,6 +476,12 @@ def folder_of_run(path: Path) -> Path:
     Raises:
         UsageError: nothing is at `path`, or the store of a harvest.toml does not exist.
     """
+    if url := url_in(path):
+        raise UsageError(
+            "this needs a store on this machine",
+            place=url.split("?")[0],
+            remedy="`harvester fetch URL FOLDER` downloads what was published",
+        )
     if not path.exists():
         raise UsageError("no such folder", place=str(path), remedy=_STORE_REMEDY)
     config_file = path if path.suffix == ".toml" else path / "harvest.toml"
@@ -500,6 +509,19 @@ def store_folder(path: Path) -> Path:
     if not _is_store(store):
         raise UsageError("no store is here", place=str(store), remedy=_STORE_REMEDY)
     return store
+
+
+def readable_store(path: Path) -> Path:
+    """Return the store that `path` means, to be read only; a published one is downloaded into the cache.
+
+    Raises:
+        UsageError: no store is there, or the URL can't be used. RemoteStoreError, StoreCorrupt by cause.
+    """
+    if not url_in(path):
+        return store_folder(path)
+    from harvester.store.published import local_store
+
+    return local_store(path)
 
 
 def _is_store(path: Path) -> bool:

@@ -33,6 +33,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 _STATE = tempfile.mkdtemp(prefix="harvester-state-")
 atexit.register(shutil.rmtree, _STATE, ignore_errors=True)
 os.environ["XDG_STATE_HOME"] = _STATE
+# Published stores are downloaded into the user's cache: likewise. No test meets a real cloud.
+os.environ["XDG_CACHE_HOME"] = f"{_STATE}/cache"
+for _name in [name for name in os.environ if name.startswith(("AWS_", "AZURE_", "HF_TOKEN", "HF_ENDPOINT"))]:
+    del os.environ[_name]
+os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
 
 # No deadline for a single example: on a busy machine one may take seconds without being wrong.
 settings.register_profile("suite", deadline=None)

@@ -391,6 +391,61 @@ def export(
 
 
 @app.command()
+def publish(
+    config: Path = CONFIG,
+    url: str = typer.Argument(
+        ..., metavar="URL", help="s3://, gs://, az://, hf:// or file:/// and a prefix.", show_default=False
+    ),
+    merged: Path | None = typer.Option(None, help="Folder of `trainer export` instead of the adapter."),
+    repair: bool = typer.Option(
+        False, "--repair", help="Upload files again that are missing or changed there."
+    ),
+    prune: bool = typer.Option(False, "--prune", help="Delete objects there of earlier versions."),
+    as_json: bool = AS_JSON,
+) -> None:
+    """Publish the student, its scorecard and pages to object storage; `harvester fetch` downloads them.
+
+    Example: trainer publish train.toml s3://bucket/students/first
+    """
+    from harvester.objects.publisher import PublishOptions
+    from trainer.config import load
+    from trainer.publish.upload import publish_student
+
+    options = PublishOptions(repair=repair, prune=prune)
+    published = publish_student(load(config), url, merged, options, print_message)
+    lines = [
+        f"published {published.objects:,} files, {published.size_bytes:,} bytes, at {published.url}; "
+        f"{published.uploaded:,} of them now, each read back and compared by SHA-256"
+    ]
+    print_result(asdict(published), lines, as_json=as_json)
+
+
+@app.command()
+def push(
+    config: Path = CONFIG,
+    repository: str = typer.Argument(
+        ..., metavar="OWNER/NAME", help="Model repository on the Hub.", show_default=False
+    ),
+    merged: Path | None = typer.Option(None, help="Folder of `trainer export` instead of the adapter."),
+    yes: bool = typer.Option(False, "--yes", help="Upload. Without it the files are only listed."),
+    public: bool = typer.Option(False, "--public", help="Create a public repository; default: private."),
+    token_env: str = typer.Option("HF_TOKEN", help="Name of the environment variable that holds the token."),
+    as_json: bool = AS_JSON,
+) -> None:
+    """Upload the student to the Hugging Face Hub, after a check of the terms; without --yes list the files.
+
+    Example: trainer push train.toml my-name/my-student --yes
+    """
+    from harvester.objects.hub import HubTarget
+    from trainer.config import load
+    from trainer.publish.upload import push_student
+
+    target = HubTarget(repository, "model", private=not public, token_env=token_env)
+    pushed = push_student(load(config), target, merged, upload=yes)
+    print_result(pushed.facts(), pushed.lines(), as_json=as_json)
+
+
+@app.command()
 def distil(
     config: Path = typer.Argument(..., metavar="DISTIL", help="distil.toml", show_default=False),
     until: Stage = typer.Option("report", help="Last stage to run."),

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from harvester.errors import ConfigError as HarvestConfigError
+from harvester.objects.url import url_in
 from harvester.similarity.split import DEFAULT_EVAL_SHARE
 from harvester.system.toml_file import Matching, read_toml, suggest_key, validate
 from harvester.verify.settings import VerifySection
@@ -62,7 +64,7 @@ class DataSection(_Frozen):
     """Configure which samples are learned.
 
     Attributes:
-        corpus: a store folder, or any folder of shards.
+        corpus: a store folder, any folder of shards, or the URL of a published store.
         split_field: metadata field with a row's split. Only rows with "train" are learned; the others are
             held out for evaluation.
         eval_share: share (0 to 1) of the prompts without a split that is held out. The choice depends on
@@ -332,7 +334,13 @@ class TrainConfig(_Frozen):
 
     @property
     def corpus(self) -> Path:
-        """Folder of the corpus."""
+        """Folder of the corpus; of a published one the copy in the cache, downloaded at the first look.
+
+        Raises:
+            RemoteStoreError, StoreCorrupt: a published corpus can't be read.
+        """
+        if url_in(self.data.corpus):
+            return _copy_of_published(self.data.corpus)
         return (self.root / self.data.corpus).resolve()
 
     @property
@@ -356,12 +364,21 @@ class TrainConfig(_Frozen):
         return hashlib.sha256(self.model_dump_json(exclude={"data": {"cache"}}).encode()).hexdigest()
 
 
+@lru_cache(maxsize=16)
+def _copy_of_published(url: str) -> Path:
+    """Return the copy of a published corpus: the same one for all who ask after the last `load`."""
+    from harvester.store.published import local_store  # loads pyarrow
+
+    return local_store(url)
+
+
 def load(path: Path) -> TrainConfig:
     """Read train.toml.
 
     Raises:
         ConfigError: missing or broken file, unknown key (with a suggestion), impossible value.
     """
+    _copy_of_published.cache_clear()
     file = read_toml(path, _LEAST)
     config = _validated(file.table, path.parent, file.place_of)
     _check_out_path(config, file.place_of(("out", "path")))
@@ -371,7 +388,10 @@ def load(path: Path) -> TrainConfig:
 def _check_out_path(config: TrainConfig, place: str) -> None:
     """Refuse an output folder that would write into the base or the corpus, or that is no folder."""
     out, remedy = config.out_path, "set [out] path to a folder of its own"
-    for folder, words in ((config.base, "the untouched base"), (config.corpus, "the corpus")):
+    untouched = [(config.base, "the untouched base")]
+    if not url_in(config.data.corpus):
+        untouched.append((config.corpus, "the corpus"))
+    for folder, words in untouched:
         if out.is_relative_to(folder):
             raise ConfigError(f"out.path: {out} would write into {words}", place=place, remedy=remedy)
         if config.cache.is_relative_to(folder):

@@ -100,6 +100,12 @@ _TEXTS: dict[str, tuple[str, str]] = {
         "A store of an unknown format is not opened.",
         "Use the version that wrote it, or one whose CHANGELOG.md lists its format.",
     ),
+    "remote_store": (
+        "A publication is there when its manifest is, which is written last: nobody sees half of one. "
+        "A mirror never stops nor slows a harvest.",
+        "Check URL, credentials and network; the same command goes on where it ended. What changed in the "
+        "storage is named, and `harvester publish STORE URL --repair` uploads it again.",
+    ),
     "locked": (
         "Nothing was sent. The lock is released when the process that holds it ends, even if it is killed.",
         "`harvester status STORE` shows the process; wait for it, or end it with `harvester stop STORE`.",

@@ -15,6 +15,7 @@ from harvester.cli import (
     import_prompts,
     judge,
     mock,
+    publish,
     reference,
     report,
     status,
@@ -47,7 +48,19 @@ def _root(
     """Ask a teacher many prompts, keep every paid answer, write them to Parquet files."""
 
 
-for commands in (harvest, attach, import_prompts, judge, status, report, store, terms, reference, mock):
+for commands in (
+    harvest,
+    attach,
+    import_prompts,
+    judge,
+    status,
+    report,
+    store,
+    publish,
+    terms,
+    reference,
+    mock,
+):
     commands.register(app)
 
 

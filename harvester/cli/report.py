@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from harvester.cli.console import JSON, STORE, emit, write_stdout
+from harvester.cli.console import JSON, READ_STORE, STORE, emit, write_stdout
 
 
 def register(app: typer.Typer) -> None:
@@ -19,7 +19,7 @@ def register(app: typer.Typer) -> None:
 
 
 def report(
-    store: Path = STORE,
+    store: Path = READ_STORE,
     out: Path | None = typer.Option(None, help="File to write; default: report.html in the store."),
     scorecard: Path | None = typer.Option(None, help="A scorecard.json to include."),
     training: Path | None = typer.Option(None, help="A train.jsonl whose loss curve to include."),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import typer
 
 from harvester import library
-from harvester.cli.console import JSON, STORE, emit, message
+from harvester.cli.console import JSON, READ_STORE, STORE, emit, message
 from harvester.errors import FindingsError, UsageError
 from harvester.store import paths
 
@@ -190,7 +190,7 @@ def merge(
 
 
 def score(
-    store: Path = STORE,
+    store: Path = READ_STORE,
     verify: Path = typer.Option(
         ..., help="TOML file with [verify]: a harvest.toml, say.", show_default=False
     ),
@@ -254,7 +254,7 @@ def curate(
 
 
 def export(
-    store: Path = STORE,
+    store: Path = READ_STORE,
     out: Path = typer.Argument(..., metavar="OUT", help="Folder to create.", show_default=False),
     to: Shape = typer.Option("prompt-completion", help="Format to write."),
     reasoning: Reasoning = typer.Option("keep", help="Reasoning: own field, inside the answer, or left out."),

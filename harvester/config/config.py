@@ -47,7 +47,8 @@ from harvester.config.run_section import (
     RunSection,
     ScheduleSection,
 )
-from harvester.errors import ConfigError
+from harvester.errors import ConfigError, UsageError
+from harvester.objects.url import parse as parse_object_url
 from harvester.similarity.duplicates import DEFAULT_THRESHOLD, LEAST_THRESHOLD
 from harvester.similarity.settings import DecontaminateSection
 from harvester.system.hosts import check_plain_http, check_url
@@ -398,14 +399,26 @@ class StoreSection(FrozenModel):
         path: folder of the store, relative to the configuration file.
         read_also: other stores. What they hold for the prompts of a run is copied into this store, with its
             lineage, and not asked again.
+        mirror: URL of object storage to which sealed shards are published during a run; "" for none.
         shard_mib: size of an answer file (shard), in MiB before compression, at which it is written.
         min_free_mib: free space of the disk below which no request is sent.
     """
 
     path: str = "store"
     read_also: tuple[str, ...] = ()
+    mirror: str = ""
     shard_mib: float = Field(default=64, gt=0, le=MAX_MIB)
     min_free_mib: float = Field(default=256, ge=0, le=MAX_MIB)
+
+    @field_validator("mirror")
+    @classmethod
+    def _mirror_is_a_url(cls, value: str) -> str:
+        if value:
+            try:
+                parse_object_url(value)
+            except UsageError as error:  # its place is the URL, which may hold a secret
+                raise ValueError(f"{error.message}; {error.remedy}") from None
+        return value
 
 
 class ScoreSection(FrozenModel):

@@ -27,10 +27,12 @@ from harvester.export.filters import FilterContext, chosen_by, named
 from harvester.export.masking import PRIVATE, mask
 from harvester.export.stratified import SampleSection
 from harvester.export.verdicts import judge_filter
+from harvester.objects.url import url_in
 from harvester.similarity import settings as similarity_settings
 from harvester.similarity.settings import DecontaminateSection
 from harvester.store import paths, terms_check
 from harvester.store.mixing import Mixing
+from harvester.store.published import local_store
 from harvester.store.reader import Corpus, holds_answers
 from harvester.store.shards.parquet_file import translate_disk_errors
 from harvester.store.shards.schema import Sample
@@ -150,7 +152,9 @@ def _load(path: Path) -> CurateConfig:
     names = tuple(entry if isinstance(entry, str) else next(iter(entry)) for entry in entries)
     named_runs = [entry["run"] for entry in entries if isinstance(entry, dict) and "run" in entry]
     runs = [run for value in named_runs for run in ([value] if isinstance(value, str) else value)]
-    corpus, out = path.parent / data["corpus"], path.parent / data["out"]
+    corpus, out = local_store(data["corpus"]), path.parent / data["out"]
+    if not url_in(data["corpus"]):
+        corpus = path.parent / corpus
     if not holds_answers(corpus):
         raise ConfigError(
             f"no answers are stored in {corpus}",

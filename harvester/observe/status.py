@@ -192,6 +192,7 @@ def status_lines(status: Mapping[str, Any]) -> list[str]:
     if status.get("repeated_ids"):
         lines.append(f"ids       {status['repeated_ids']:,} answers carry the id of an earlier one")
     lines += _canaries(status)
+    lines += _mirror(status)
     lines += [f"complaint {complaint}" for complaint in status.get("complaints", [])[-COMPLAINTS_SHOWN:]]
     if status.get("holds") and not status.get("alive", True):
         lines.append(f"on hold   the next run sends nothing: {'; '.join(status['holds'].values())}")
@@ -393,6 +394,16 @@ def _canaries(status: Mapping[str, Any]) -> list[str]:
             f"{status.get('store', 'STORE')}/{paths.CANARY}` lists them)"
         )
     return lines
+
+
+def _mirror(status: Mapping[str, Any]) -> list[str]:
+    mirror = status.get("mirror") or {}
+    if not mirror:
+        return []
+    text = f"{mirror.get('mirrored', 0):,} of {mirror.get('shards', 0):,} shards at {mirror.get('url', '')}"
+    if failures := mirror.get("failures"):
+        text += f"; {failures:,} tries failed, it is tried again: {mirror.get('message', '')}"
+    return [f"mirror    {text}"]
 
 
 def _process_text(status: Mapping[str, Any]) -> str:

@@ -128,6 +128,19 @@ def status_model(counters: type[Counters]) -> type[_Lenient]:
                 ("budget", dict[str, _NullableOrOmitted]),
                 ("budgets", dict[str, dict[str, _NullableOrOmitted]]),
                 ("canary", canary_model(counters)),
+                (
+                    "mirror",
+                    lenient_model(
+                        "MirrorStatus",
+                        dict(
+                            [
+                                *_all("shards mirrored failures", Number),
+                                *_all("url message", Text),
+                                *_all("at", Number | None),
+                            ]
+                        ),
+                    ),
+                ),
             ]
         ),
     )

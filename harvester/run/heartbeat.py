@@ -52,7 +52,7 @@ class StatusSources:
     """What a status is put together from, besides the counters of the pass.
 
     `facts` don't change: run_id, config, model, and `rows_total` and `input_tokens_total` as estimated.
-    `canary` is what the canary task found so far.
+    `canary` is what the canary task found so far, `mirror` how far the mirror is; None without one.
     """
 
     facts: Mapping[str, Any]
@@ -61,6 +61,7 @@ class StatusSources:
     errors: ErrorLog
     canary: Mapping[str, Any]
     hours: OpeningHours
+    mirror: Mapping[str, Any] | None = None
 
 
 class Heartbeat:
@@ -175,6 +176,7 @@ class Heartbeat:
             **sources.control.gauges(),
             "complaints": list(sources.errors.messages),
             "canary": dict(sources.canary),
+            **({} if sources.mirror is None else {"mirror": dict(sources.mirror)}),
             **self._process_stats.read(),
         }
         return {**status, **self._ahead(status)}

@@ -41,6 +41,7 @@ from harvester.run.endings import Stop, Summary
 from harvester.run.harvest import PassSetup, harvest
 from harvester.run.heartbeat import ErrorLog, Heartbeat, StatusSources, Watch
 from harvester.run.in_flight import RE_ASKED
+from harvester.run.mirror_task import FINAL_INTERRUPTED_S, FINAL_S, MirrorTask
 from harvester.run.operator import OperatorCommands, StoredPauses
 from harvester.run.prepare import Prepared, require_still_permitted
 from harvester.run.retry import reopen_rows
@@ -109,10 +110,23 @@ async def _run(parts: RunParts) -> Summary:
                 sealed_rows = await sealing
             except asyncio.CancelledError:
                 exit_code = 128 + signals.number
+            if not isinstance(error, StoreError):
+                await _finish_mirror(parts.mirror, signals)
     parts.heartbeat.end(result.ending, exit_code)
     if error is not None:
         raise error
     return await _summary(parts, result, exit_code, sealed_rows)
+
+
+async def _finish_mirror(mirror: MirrorTask | None, signals: Signals) -> None:
+    """Give the mirror a while for what was sealed last; a second signal ends it."""
+    if mirror is None or signals.count > 1:
+        return
+    limit_s = FINAL_INTERRUPTED_S if signals.count else FINAL_S
+    finishing = asyncio.create_task(mirror.finish(limit_s))
+    signals.cancel_at_second(finishing)
+    with contextlib.suppress(asyncio.CancelledError):
+        await finishing
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +159,7 @@ class RunParts:
     control: RunControl
     feed: PromptFeed
     canary: CanaryTask | None
+    mirror: MirrorTask | None
     heartbeat: Heartbeat
     operator: OperatorCommands
     drain: Callable[[Ending, str], None]
@@ -177,7 +192,10 @@ async def _open(host: Host, writer: GroupCommit, clock: Clock, batch_clock: Cloc
     feed = PromptFeed(prepared.config, prepared.root, errors.add, prepared.skipped, prepared.rules)
     canary = _canary(prepared, record, stored_pauses, errors, clock)
     canary_news = canary.news if canary is not None else {}
-    sources = StatusSources(_facts(prepared, record), feed, control, errors, canary_news, prepared.hours)
+    mirror = _mirror(prepared, writer, errors)
+    mirror_news = mirror.news if mirror is not None else None
+    facts = _facts(prepared, record)
+    sources = StatusSources(facts, feed, control, errors, canary_news, prepared.hours, mirror_news)
     heartbeat = Heartbeat(prepared.store, sources, host.watch, host.notifier())
 
     def drain(ending: Ending, detail: str) -> None:
@@ -196,6 +214,7 @@ async def _open(host: Host, writer: GroupCommit, clock: Clock, batch_clock: Cloc
         control=control,
         feed=feed,
         canary=canary,
+        mirror=mirror,
         heartbeat=heartbeat,
         operator=OperatorCommands(control, stored_pauses, heartbeat.status, drain),
         drain=drain,
@@ -252,6 +271,11 @@ def _canary(
     return CanaryTask(context, clock)
 
 
+def _mirror(prepared: Prepared, writer: GroupCommit, errors: ErrorLog) -> MirrorTask | None:
+    url = prepared.config.store.mirror
+    return MirrorTask(prepared.store, url, writer, errors.add) if url else None
+
+
 @dataclass(frozen=True, slots=True)
 class BackgroundTask:
     """Work beside the pass. `on_error` gets its error, with `name` as the place, if it stops by itself."""
@@ -304,6 +328,7 @@ def _watches(parts: RunParts) -> list[BackgroundTask]:
         BackgroundTask("heartbeat", parts.heartbeat.beat(), errors.add),
         BackgroundTask("hours", schedule, errors.add),
         BackgroundTask("terms", terms_watch.watch(hooks, parts.clock), terms_unwatched),
+        *([BackgroundTask("mirror", parts.mirror.run(), errors.add)] if parts.mirror is not None else []),
     ]
 
 
@@ -511,6 +536,7 @@ async def _summary(parts: RunParts, result: PassResult, exit_code: int, sealed_r
         warnings=(
             *parts.warnings,
             *notes,
+            *([note] if parts.mirror is not None and (note := parts.mirror.note()) else []),
             *endings.warnings_of(result.counts, len(prepared.bad), prepared.skipped.note()),
         ),
         skipped=dict(prepared.skipped.by_reason),

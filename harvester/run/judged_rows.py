@@ -12,7 +12,9 @@ import orjson
 
 from harvester.config.judge_section import JudgeSection
 from harvester.errors import ConfigError
+from harvester.objects.url import url_in
 from harvester.prompts.formats import MAX_LINE_BYTES
+from harvester.store.published import local_store
 from harvester.store.reader import Corpus, holds_answers
 
 _COLUMNS = (
@@ -69,7 +71,8 @@ def rows_of(section: JudgeSection, root: Path) -> Iterator[JudgedRow]:
         return _pairs(root / section.pairs)
     assert section.corpus is not None
     others = None if section.against is None else _answers(root / section.against)
-    return _answers_of_corpus(_opened(root / section.corpus, "judge.corpus"), others)
+    folder = local_store(section.corpus) if url_in(section.corpus) else root / section.corpus
+    return _answers_of_corpus(_opened(folder, "judge.corpus"), others)
 
 
 def _answers_of_corpus(corpus: Corpus, others: Mapping[tuple[str, int], str] | None) -> Iterator[JudgedRow]:

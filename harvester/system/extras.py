@@ -13,6 +13,7 @@ DISTRIBUTION: Final = "blackbox-distillation"
 PACKAGES: Final = {
     "train": ("torch", "transformers", "peft", "safetensors", "tokenizers", "numpy"),
     "batch": ("openai",),
+    "hub": ("huggingface_hub",),
 }
 
 

@@ -1,0 +1,93 @@
+"""Recognise and check URLs of object storage. Sends nothing and imports no library."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+from urllib.parse import parse_qsl, urlsplit
+
+from harvester.errors import UsageError
+
+# Options that a URL may have, by scheme. None of them is a secret.
+_OPTIONS: Mapping[str, frozenset[str]] = {
+    "s3": frozenset({"endpoint_override", "scheme", "region", "anonymous"}),
+    "gs": frozenset({"endpoint_override", "scheme", "project_id", "anonymous"}),
+    "az": frozenset({"account_name"}),
+    "hf": frozenset(),
+    "file": frozenset(),
+}
+SCHEMES = tuple(_OPTIONS)
+# `Path` writes "s3://bucket" as "s3:/bucket".
+_URL = re.compile(rf"({'|'.join(SCHEMES)}):/+(?=[^/])|(file):/+")
+
+
+class ObjectUrl(NamedTuple):
+    """A URL that was checked: its scheme, bucket and key prefix (or folder), and options."""
+
+    scheme: str
+    prefix: str
+    options: Mapping[str, str]
+
+    def __str__(self) -> str:
+        """Return it without options."""
+        return f"{self.scheme}://{self.prefix}"
+
+
+def url_in(name: str | os.PathLike[str]) -> str:
+    """Return the URL that a name is, "" if it is an ordinary path.
+
+    A URL that went through `Path` has lost a slash, which is put back.
+    """
+    text = os.fspath(name)
+    match = _URL.match(text)
+    if match is None:
+        return ""
+    scheme = match[1] or match[2]
+    return f"{scheme}://{'/' if scheme == 'file' else ''}{text[match.end() :]}"
+
+
+def parse(url: str) -> ObjectUrl:
+    """Check a URL and take it apart.
+
+    Raises:
+        UsageError: it holds credentials, an option that is not known, or no bucket; the message never
+            repeats what may be a secret.
+    """
+    text = url_in(url)
+    remedy = (
+        "name it as s3://bucket/prefix, gs://, az://container/prefix, hf://datasets/owner/name or file:///"
+    )
+    try:
+        parts = urlsplit(text)
+    except ValueError:  # brackets, as of an address, that can't be one
+        text = ""
+    if not text or not text.isprintable():
+        raise UsageError(
+            "is no URL of object storage", place=url.split("?")[0].rsplit("@", 1)[-1], remedy=remedy
+        )
+    shown = f"{parts.scheme}://{parts.netloc.rsplit('@', 1)[-1]}{parts.path}"
+    if "@" in parts.netloc:
+        raise UsageError(
+            "credentials don't belong into a URL",
+            place=shown,
+            remedy="leave them out; the library of the cloud takes them from its environment variables",
+        )
+    options = dict(parse_qsl(parts.query, keep_blank_values=True))
+    unknown = sorted(set(options) - _OPTIONS[parts.scheme])
+    if unknown or parts.fragment:
+        known = ", ".join(sorted(_OPTIONS[parts.scheme])) or "none"
+        raise UsageError(
+            f"the option {unknown[0]!r} is not known" if unknown else "a URL here has no fragment",
+            place=shown,
+            remedy=f"known options: {known}; credentials come from the environment of the cloud's library",
+        )
+    prefix = "/".join(part for part in f"{parts.netloc}{parts.path}".split("/") if part)
+    if ".." in prefix.split("/"):
+        raise UsageError("has a part '..'", place=shown, remedy=remedy)
+    if parts.scheme == "file":
+        prefix = f"/{prefix}"
+    if not prefix.strip("/"):
+        raise UsageError("names no bucket", place=shown, remedy=remedy)
+    return ObjectUrl(parts.scheme, prefix, options)

@@ -1,0 +1,176 @@
+"""Read a published store: as a local store of the same format, in the user's cache.
+
+Shards are downloaded, not streamed: a shard counts only when the SHA-256 of the whole file is that of the
+manifest, a trainer reads each many times, and all that reads a store then reads this one. What is downloaded
+lies in the cache by its SHA-256 and is linked into the store's folder; its journal holds the published
+manifest, runs and asks. A folder is never changed: a later publication is another folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import orjson
+
+from harvester.errors import ConfigError, StoreCorrupt, StoreError
+from harvester.objects.cache import cache_folder, fetched, forget
+from harvester.objects.location import Location
+from harvester.objects.publication import Publication, PublishedObject, PublishedShard
+from harvester.objects.transfer import read_publication
+from harvester.objects.url import url_in
+from harvester.store import paths
+from harvester.store.journal import sqlite
+from harvester.store.journal.copies import insert_row
+from harvester.store.journal.records import ShardEntry
+from harvester.store.shards.manifest import insert_new_entry
+from harvester.store.shards.proved import require_proved
+from harvester.system.files import fsync_tree
+
+_WORKERS = 4
+_UNFIT = re.compile(r"[^A-Za-z0-9._-]+")
+
+
+def local_store(store: str | os.PathLike[str]) -> Path:
+    """Return the folder of a store: the path itself, or for a URL a verified copy in the cache.
+
+    Raises:
+        RemoteStoreError: nothing was published there, it is torn, or the storage refuses.
+        StoreCorrupt, StoreFormatError: an object or the manifest is not what was published.
+        UsageError: the URL can't be used. StoreError: the cache can't be written.
+    """
+    url = url_in(store)
+    return _newest(url) if url else Path(store)
+
+
+def _newest(url: str) -> Path:
+    location = Location.open(url)
+    publication = read_publication(location)
+    assert publication is not None
+    if publication.kind == "folder":
+        raise ConfigError(
+            f"holds the folder {publication.name!r}, which is no store",
+            place=location.url,
+            remedy="name the URL of a store or corpus; `harvester fetch URL FOLDER` downloads a folder",
+        )
+    content = hashlib.sha256(publication.model_copy(update={"made_at": "", "tool_version": ""}).to_bytes())
+    name = _UNFIT.sub("-", publication.name).strip(".-") or "store"
+    final = cache_folder() / "stores" / f"{name[:80]}-{content.hexdigest()[:16]}" / "store"
+    for shard in publication.shards:
+        _require_whole(location, final, shard)
+    if not final.is_dir():
+        build(location, publication, final)
+    return final
+
+
+def _require_whole(location: Location, store: Path, shard: PublishedShard) -> None:
+    """Replace a shard of the cache that is gone or whose bytes have changed on disk."""
+    path = store / shard.path
+    if not store.is_dir():
+        return
+    try:
+        if path.is_file():
+            require_proved(path, shard.sha256, shard.size_bytes)
+            return
+    except StoreCorrupt:
+        forget(shard)
+        path.unlink(missing_ok=True)
+    _link(fetched(location, shard), path)
+
+
+def build(
+    location: Location,
+    publication: Publication,
+    final: Path,
+    note: Callable[[str], None] = lambda _: None,
+    *,
+    own: bool = False,
+) -> None:
+    """Download a publication and make its folder, which appears as a whole.
+
+    Args:
+        note: is called with a line for each object.
+        own: make copies instead of links into the cache: for a folder that its owner may change.
+
+    Raises:
+        RemoteStoreError, StoreCorrupt, StoreError: see `local_store`.
+    """
+    try:
+        final.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        hidden = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
+    except OSError as error:
+        raise StoreError(
+            f"the folder can't be made: {error.strerror or error}", place=str(final.parent)
+        ) from None
+    try:
+        _fill(location, publication, hidden, note, own=own)
+        fsync_tree(hidden)
+        try:
+            hidden.rename(final)
+        except OSError:
+            if not final.is_dir():  # another process made the same one
+                raise
+    except OSError as error:
+        raise StoreError(
+            f"the folder can't be written: {error.strerror or error}",
+            place=str(error.filename or final),
+            remedy="free some space there, or name another folder in XDG_CACHE_HOME",
+        ) from None
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
+
+
+def _fill(
+    location: Location, publication: Publication, folder: Path, note: Callable[[str], None], *, own: bool
+) -> None:
+    def bring(published: PublishedObject) -> None:
+        path = folder / published.path
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        source = fetched(location, published)
+        if own:
+            shutil.copyfile(source, path)
+        else:
+            _link(source, path)
+        note(f"fetched {published.path} ({published.size_bytes:,} bytes)")
+
+    with ThreadPoolExecutor(_WORKERS, "fetch") as pool:
+        list(pool.map(bring, (*publication.shards, *publication.files)))
+    if publication.kind == "store":
+        (folder / paths.SHARDS).mkdir(mode=0o700, exist_ok=True)
+        asks = b"" if publication.asks is None else fetched(location, publication.asks).read_bytes()
+        sqlite.create(folder, lambda connection: _enter(connection, publication, asks.splitlines()))
+
+
+def _enter(connection: sqlite3.Connection, publication: Publication, asks: Iterable[bytes]) -> None:
+    """Write manifest, runs and asks into a new journal."""
+    for run in publication.runs:
+        insert_row(connection, "runs", run.model_dump())
+    for shard in publication.shards:
+        name = shard.path.rsplit("/", 1)[-1]
+        facts = (shard.sha256, shard.rows, shard.size_bytes, shard.lineage_digest, shard.sealed_us / 1e6)
+        insert_new_entry(connection, ShardEntry(shard.shard, name, *facts))
+    for line in asks:
+        ask = orjson.loads(line)
+        values = {name: bytes.fromhex(ask[name]) for name in ("key", "asker")}
+        insert_row(connection, "asks", {**ask, **values})
+
+
+def _link(source: Path, path: Path) -> None:
+    """Give a file a second name; copy it where the file system has no hard links.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    try:
+        path.hardlink_to(source)
+    except FileExistsError:
+        return
+    except OSError:
+        shutil.copyfile(source, path)

@@ -1,0 +1,81 @@
+"""Mirror a store while it is harvested: what is sealed goes there; a storage that fails holds nothing up."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from harvester.config import config as configs
+from harvester.errors import ConfigError
+from harvester.mock_teacher.running import RunningMock
+from harvester.store.published import local_store
+from harvester.store.reader import Corpus
+from tests.commands import run
+
+Mock = Callable[..., RunningMock]
+
+
+def write_config(folder: Path, mock: RunningMock, mirror: str, prompts: int = 12) -> Path:
+    lines = [
+        json.dumps({"id": f"p{number}", "prompt": f"What is {number} + 1?"}) for number in range(prompts)
+    ]
+    (folder / "prompts.jsonl").write_text("\n".join(lines) + "\n")
+    config = folder / "harvest.toml"
+    config.write_text(
+        f'[teacher]\nbase_url = "{mock.base_url}"\nmodel = "mock-teacher"\nterms = "mock-teacher"\n'
+        f'[prompts]\nfiles = ["prompts.jsonl"]\n[store]\nmirror = "{mirror}"\n'
+    )
+    return config
+
+
+def keys(store: Path) -> set[str]:
+    return {sample.key for sample in Corpus.open(store).samples(["key"])}
+
+
+def status(folder: Path) -> dict[str, object]:
+    return dict(json.loads((folder / "store" / "status.json").read_text())["mirror"])
+
+
+@pytest.mark.slow
+def test_what_a_run_seals_is_mirrored_and_a_failure_only_said(tmp_path: Path, mock_teacher: Mock) -> None:
+    there = tmp_path / "remote"
+    there.write_text("a file where the folder is to be")
+    config = write_config(tmp_path, mock_teacher(), f"file://{there}/x")
+    done = run("harvester", ["run", config])
+    assert done.returncode == 0, done.stderr
+    assert "1 of 1 shards are not mirrored" in done.stdout
+    assert f"harvester publish {tmp_path / 'store'}" in done.stdout
+    said = status(tmp_path)
+    assert (said["shards"], said["mirrored"]) == (1, 0)
+    assert said["failures"]
+    shown = run("harvester", ["status", tmp_path / "store"])
+    assert "0 of 1 shards" in shown.stdout
+    there.unlink()
+    with (tmp_path / "prompts.jsonl").open("a") as file:
+        file.write(json.dumps({"id": "new", "prompt": "What is 1000 + 1?"}) + "\n")
+    done = run("harvester", ["run", config])
+    assert done.returncode == 0, done.stderr
+    assert "not mirrored" not in done.stdout
+    assert status(tmp_path)["mirrored"] == 2
+    copy = local_store(f"file://{there}/x")
+    assert keys(copy) == keys(tmp_path / "store")
+    assert len(keys(copy)) == 13
+    assert not (copy / "report.html").exists()
+    done = run("harvester", ["publish", tmp_path / "store", f"file://{there}/x", "--json"])
+    assert json.loads(done.stdout)["uploaded"] == 1  # the report
+    with (tmp_path / "prompts.jsonl").open("a") as file:
+        file.write(json.dumps({"id": "newer", "prompt": "What is 2000 + 1?"}) + "\n")
+    assert run("harvester", ["run", config]).returncode == 0
+    assert (local_store(f"file://{there}/x") / "report.html").exists()  # that of the last publication
+
+
+def test_a_mirror_with_a_secret_is_refused_and_not_repeated(tmp_path: Path, mock_teacher: Mock) -> None:
+    config = write_config(tmp_path, mock_teacher(), "s3://KEYID:verysecret@bucket/x")
+    with pytest.raises(ConfigError) as raised:
+        configs.load(config)
+    text = f"{raised.value.message} {raised.value.place} {raised.value.remedy}"
+    assert "credentials" in text
+    assert "verysecret" not in text
