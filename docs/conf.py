@@ -20,6 +20,7 @@ myst_heading_anchors = 4
 myst_enable_extensions = ["deflist"]
 suppress_warnings: list[str] = []
 nitpicky = True
+smartquotes = False  # it would turn the dashes of options into one
 # "off", or "force" with `docs/build.py --execute`.
 nb_execution_mode = os.environ.get("DOCS_EXECUTE", "off")
 nb_execution_timeout = 600

@@ -345,7 +345,13 @@ def trainer_commands() -> str:
 
 
 def _commands(program: str, app: click.Command) -> str:
-    parts = [f"# {program}: commands", " ".join((app.help or "").split())]
+    variable = "RUN_MAX_USD=5" if program == "harvester" else "TRAIN_PROCESSES=2"
+    parts = [
+        f"# {program}: commands",
+        " ".join((app.help or "").split()),
+        f"An option can also be set by a variable named after program, command and option, as in `{program.upper()}_"
+        f"{variable}`. A flag wins.",
+    ]
     for path, command in _walk((program,), app):
         title = " ".join(path)
         parts.append(f"## {title}")
@@ -354,7 +360,7 @@ def _commands(program: str, app: click.Command) -> str:
             parts += [" ".join((command.help or "").split()), f"```text\n{text}```"]
             continue
         context = click.Context(command, info_name=title)
-        usage = command.get_usage(context).removeprefix("Usage: ")
+        usage = re.sub(r"\{([A-Z_]+)\}", r"\1", command.get_usage(context).removeprefix("Usage: "))
         help_text = inspect.cleandoc(command.help or "").replace("\\[", "[").replace("\b\n", "")
         body, _, example = help_text.partition("Example: ")
         example = example or (command.epilog or "").removeprefix("Example: ")
