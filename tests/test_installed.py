@@ -29,7 +29,7 @@ pytestmark = pytest.mark.slow
 SOURCES = ("harvester", "trainer", "data", "prompts")
 NOT_SOURCES = shutil.ignore_patterns("__pycache__", "demo", "*.egg-info")
 # Verbs of the trainer that need nothing of the extra `train`.
-WITHOUT_TORCH = {"init", "trace", "config"}
+WITHOUT_TORCH = {"init", "trace", "config", "publish", "push"}
 
 
 class Environment:
@@ -158,7 +158,7 @@ def test_every_command_without_extras_works_or_says_what_it_lacks(
     assert shown.returncode == 0, shown.stderr
     known = tmp_path / "train.toml"
     known.write_text('[student]\nbase = "base"\n[data]\ncorpus = "store"\n')
-    needs_two = {"export", "merge", "set", "import"}
+    needs_two = {"export", "merge", "set", "import", "fetch", "publish", "push"}
     words = ["train.toml", *(["out", "third"] if verb[-1] == "merge" else ["out"])]
     done = base.run(*verb, *(words if verb[-1] in needs_two else words[:1]), cwd=tmp_path)
     assert "Traceback" not in done.stderr

@@ -26,7 +26,10 @@ NEEDS = {
     ("harvester", "view"): ["--port", "0"],
     ("harvester", "export"): ["OUT"],
     ("harvester", "merge"): ["another", "OUT"],
+    ("harvester", "fetch"): ["OUT"],
     ("trainer", "export"): ["OUT"],
+    ("trainer", "publish"): ["s3://bucket/student"],
+    ("trainer", "push"): ["owner/name"],
 }
 TAKES_NO_FILE = {("harvester", "explain"), ("harvester", "terms", "show"), ("harvester", "terms", "review")}
 MAKES_IT = {("harvester", "init"), ("harvester", "demo"), ("trainer", "init")}
