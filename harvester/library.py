@@ -23,6 +23,7 @@ from harvester.errors import UsageError
 from harvester.objects.url import url_in
 from harvester.store import paths
 from harvester.system.background import Running, StopRequests
+from harvester.system.known_options import with_known_options
 
 if TYPE_CHECKING:
     from harvester.config.overrides import Overrides
@@ -187,6 +188,7 @@ def _bars(wanted: bool | None) -> Iterator[Callable[[Status], None]]:
         yield show
 
 
+@with_known_options
 def plan(config: FilePath, *, shard: str | None = None) -> Plan:
     """Return rows, cost, duration and terms of a harvest, as `harvester plan`; sends nothing.
 
@@ -202,6 +204,7 @@ def plan(config: FilePath, *, shard: str | None = None) -> Plan:
     return prepare.look_ahead(_path(config), overrides(HarvestOptions(shard=shard)))
 
 
+@with_known_options
 def open(
     store: FilePath,
     *,
@@ -234,6 +237,7 @@ def open(
     return Samples(folder, columns=columns, where=where, include_unsealed=include_unsealed)
 
 
+@with_known_options
 def curate(config: FilePath, *, out: FilePath | None = None, page: FilePath | None = None) -> CurateCounts:
     """Filter answers into a curated corpus, as `harvester curate`.
 

@@ -13,6 +13,7 @@ from typing import Any
 import typer
 
 from harvester.system.safe_text import one_line, visible
+from harvester.system.wrapped import for_terminal
 
 # Longest time without a line of progress, in seconds, where there is no terminal.
 QUIET_S = 30.0
@@ -31,13 +32,14 @@ def print_result(data: Mapping[str, Any], lines: Sequence[str], *, as_json: bool
     if as_json:
         typer.echo(json.dumps(data, ensure_ascii=False, default=str))
         return
-    for line in lines:
-        typer.echo(visible(line))
+    for line in for_terminal(map(visible, lines), sys.stdout):
+        typer.echo(line)
 
 
 def print_message(line: str) -> None:
     """Print a line for people on stderr."""
-    typer.echo(visible(line), err=True)
+    for part in for_terminal([visible(line)], sys.stderr):
+        typer.echo(part, err=True)
 
 
 def excluded_phrase(reasons: Mapping[str, int]) -> str:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from harvester.system.background import Running, StopRequests
 from harvester.system.displays import can_draw
 from harvester.system.extras import require
+from harvester.system.known_options import with_known_options
 from trainer import actions
 from trainer.actions import Exported, HarnessTasks, TrainingEvent
 
@@ -26,6 +27,7 @@ FilePath = str | os.PathLike[str]
 Result = TypeVar("Result")
 
 
+@with_known_options
 def train(
     config: FilePath,
     *,
@@ -63,6 +65,7 @@ def train(
     return running.result()
 
 
+@with_known_options
 def start(
     config: FilePath,
     *,
@@ -97,6 +100,7 @@ def start(
     return Running("train", work, on_event)
 
 
+@with_known_options
 def evaluate(
     config: FilePath,
     *,
@@ -146,6 +150,7 @@ def evaluate(
     return _in_thread("evaluate", work)
 
 
+@with_known_options
 def export(config: FilePath, out: FilePath, *, dtype: str = "", gguf: Sequence[str] = ()) -> Exported:
     """Merge the adapter into the base, as `trainer export`.
 

@@ -90,7 +90,7 @@ harvest = "harvest.toml"
 curate = "curate.toml"
 train = "train.toml"
 mock_teacher = true                        # start it while harvesting; remove this line for a real teacher
-# gguf = ["q8_0"]                          # also export GGUF files (extra `gguf`)
+# gguf = ["q8_0"]                          # also GGUF files, of a base that llama.cpp knows: not the tiny one
 out = "distil"
 """
 

@@ -23,6 +23,7 @@ from harvester.library import folder_of_run, readable_store, store_folder
 from harvester.observe.metrics import PROGRESS_FIELDS
 from harvester.system.displays import can_draw
 from harvester.system.safe_text import one_line
+from harvester.system.wrapped import for_terminal
 
 # Seconds between two progress lines where stderr is no terminal.
 PLAIN_EVERY_S = 30.0
@@ -56,7 +57,7 @@ def emit(data: Mapping[str, Any], lines: Sequence[str], *, as_json: bool) -> Non
     Raises:
         StoreError: stdout can't be written, as on a full disk. A reader that went away is no error.
     """
-    output = [json.dumps(data, default=str)] if as_json else map(one_line, lines)
+    output = [json.dumps(data, default=str)] if as_json else for_terminal(map(one_line, lines), sys.stdout)
     write_stdout("".join(f"{line}\n" for line in output))
 
 
@@ -87,7 +88,11 @@ def stdout_error(error: OSError) -> StoreError | None:
 
 def message(line: str) -> None:
     """Print a message on stderr: a line of text, or a JSON record after `log_as_json`."""
-    _write(json.dumps({"at": _now(), "event": "message", "message": line}) if _logging else one_line(line))
+    if _logging:
+        _write(json.dumps({"at": _now(), "event": "message", "message": line}))
+        return
+    for part in for_terminal([one_line(line)], sys.stderr):
+        _write(part)
 
 
 _logging = False

@@ -105,7 +105,7 @@ def stop(
         from harvester.run.batch.cancel import cancel_waiting
 
         lines = cancel_waiting(store)
-        emit({"batches": lines}, lines, as_json=as_json)
+        emit({"batches": lines}, lines or ["no batch waits: nothing to cancel"], as_json=as_json)
         return
     holder = read_holder(store / paths.LOCK)
     arguments = {"cancel_batches": "yes"} if cancel_batches else {}

@@ -118,7 +118,7 @@ def rows(status: Status) -> list[tuple[str, str]]:
         ("flight", f"{status.get('in_flight', 0):,} of a window of {status.get('window', 0):,}{waiting}")
     )
     lines += [("learned", text) for text in status.get("learned") or []]
-    if eta := status.get("eta_s"):
+    if (eta := status.get("eta_s")) and eta["high"] >= 1:
         lines.append(("left", f"{span(eta['low'])} to {span(eta['high'])}{_projected(status)}"))
     lines += calendar(status)
     counts = [
@@ -155,7 +155,9 @@ def status_line(status: Status, total: int) -> str:
     """Return the status as one line, for a log."""
     done = rows_done(status)
     parts = [f"{done:,}/{max(total, status.get('rows_total', 0)):,} rows, {money(status)}"]
-    parts += [text for label, text in rows(status) if label not in _LONG]
+    parts += [
+        f"{text} left" if label == "left" else text for label, text in rows(status) if label not in _LONG
+    ]
     return one_line("; ".join(parts))
 
 

@@ -24,6 +24,7 @@ from harvester.store.journal.lock import is_held, read_holder
 from harvester.store.maintain.bill import compute_bill, compute_canary_bill, compute_spent
 from harvester.store.pauses import load
 from harvester.system import own_files
+from harvester.system.counted import counted
 
 # Most bytes of status.json that are read; it has some 5 KiB.
 MAX_STATUS_BYTES = 16 << 20
@@ -329,8 +330,8 @@ def _batches(status: Mapping[str, Any]) -> list[str]:
     words = ", ".join(f"{count:,} {name}" for name, count in states.items())
     age = span(max(0.0, time.time() - waiting["oldest_at"]))
     return [
-        f"batches   {waiting['batches']:,} with {waiting['rows']:,} rows, the oldest {age} old ({words}); "
-        f"they may cost up to ${waiting['reserved_microusd'] / 1e6:.4f}"
+        f"batches   {waiting['batches']:,} with {counted(waiting['rows'], 'row')}, the oldest {age} old "
+        f"({words}); cost up to ${waiting['reserved_microusd'] / 1e6:.4f}"
     ]
 
 

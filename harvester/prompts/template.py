@@ -42,7 +42,11 @@ class PromptTemplate:
 
         content = _read(path)
         environment = ImmutableSandboxedEnvironment(
-            undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
+            undefined=StrictUndefined,
+            finalize=_require_value,
+            trim_blocks=True,
+            lstrip_blocks=True,
+            autoescape=False,
         )
         try:
             compiled = environment.from_string(content.decode())
@@ -61,7 +65,8 @@ class PromptTemplate:
         """Return the text for a row. Its fields are variables; `row` holds all of them, whatever their names.
 
         Raises:
-            PromptError: the template needs a field that the row lacks, fails, or writes no text.
+            PromptError: the template needs a field that the row lacks, writes one that is null, fails, or
+            writes no text.
         """
         from jinja2 import UndefinedError
 
@@ -73,12 +78,30 @@ class PromptTemplate:
                 place=place,
                 remedy="the row lacks the field; `{% if x is defined %}` allows for it",
             ) from None
+        except _NullWrittenError:
+            null = [repr(name) for name, value in row.items() if value is None]
+            what = f"the field {null[0]}, which is null" if len(null) == 1 else "a value that is null"
+            raise PromptError(
+                f"template {self.name} writes {what} in this row",
+                place=place,
+                remedy="`{{ x or '' }}` writes nothing in its place; `{% if x is not none %}` asks for it",
+            ) from None
         except Exception as error:  # noqa: BLE001 - an expression of the template fails as any Python does
             message = f"template {self.name} fails on this row: {type(error).__name__}: {error}"
             raise PromptError(message, place=place) from None
         if not text.strip():
             raise PromptError(f"template {self.name} writes no text for this row", place=place)
         return text
+
+
+class _NullWrittenError(Exception):
+    """An expression whose value is written is null; jinja2 would write "None"."""
+
+
+def _require_value(value: object) -> object:
+    if value is None:
+        raise _NullWrittenError
+    return value
 
 
 def _read(path: Path) -> bytes:

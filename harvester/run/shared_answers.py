@@ -6,6 +6,7 @@ After that the answers are stored ones like all others: for the pass, `status`, 
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterator
 from functools import partial
 
@@ -17,6 +18,7 @@ from harvester.run.prepare import Prepared
 from harvester.store.journal.group_commit import GroupCommit, on_writer
 from harvester.store.journal.journal import Journal
 from harvester.store.reuse import ReuseIndex, find_answers
+from harvester.system.counted import counted
 from harvester.terms.gate import RecordedTerms
 
 # Requests that are looked up, and whose answers are copied, at once: some 20 MB of prompts.
@@ -55,7 +57,8 @@ async def copy_shared(prepared: Prepared, writer: GroupCommit) -> tuple[str, ...
         for other in others:
             other.close()
     lines = (
-        f"{count:,} answers were copied from {other.path}, and not asked"
+        f"copied {counted(count, 'answer')} from {os.path.normpath(other.path)}, and asked for none of them"
+        + (" (also rows that this run did not reach)" if prepared.flags.rows is not None else "")
         for other, count in copied.items()
         if count
     )

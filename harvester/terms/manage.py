@@ -49,12 +49,19 @@ def listed(registry: Registry, today: date, *, only_due: bool = False) -> list[d
 
 
 def table(rows: Sequence[dict[str, str]]) -> list[str]:
-    """Format rows as columns with a header line and the disclaimer."""
+    """Format rows as columns of 80 characters in all, with a header line and the disclaimer.
+
+    The day on which the terms were seen makes way for the state of a record that is not good.
+    """
     if not rows:
         return ["no records", DISCLAIMER]
-    names = list(rows[0])
-    lines = aligned([names, *([row[name] for name in names] for row in rows)], left=range(len(names)))
-    return [*lines, "", DISCLAIMER]
+    names = ("id", "layer", "verdict", "established")
+    lines = [
+        (*(row[name] for name in names), row["seen"] if row["state"] == "good" else row["state"])
+        for row in rows
+    ]
+    columns = aligned([(*names, "seen"), *lines], left=range(len(names) + 1))
+    return [*columns, "", DISCLAIMER]
 
 
 def shown(registry: Registry, record_id: str, today: date) -> list[str]:

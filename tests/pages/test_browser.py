@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 import uvicorn
+from markupsafe import Markup
 
 from harvester.observe.report import report
 from harvester.observe.report import server as view
 from tests.harvester import store_rows
 from tests.pages import hostile
+from trainer.experiments.page import Page, Table
 
 WAIT_S = 240.0
 
@@ -121,6 +123,27 @@ def test_the_reports_search_and_filter(browser: Any, hostile_store: Path, tmp_pa
     assert len(shown(browser)) == len(hostile.TEXTS)
 
 
+def test_the_page_of_an_experiment_fits_a_phone(browser: Any, tmp_path: Path):
+    long = "trainings/61171c98d32c80d8/" + "merged/" * 12
+    table = Table(
+        "Stages", ["stage", "what it did", "seconds"], [["export", long, "2.7"], ["plan", "1", "9"]]
+    )
+    page = Page(
+        "a" * 90, "lead", "good", False, [("1", "tile")] * 5, "Loss", Markup(""), (), ["n" * 99], [table]
+    )
+    (tmp_path / "page.html").write_text(page.render(), encoding="utf-8")
+    for width in (390, 1100):
+        sizes = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", sizes)
+        browser.get((tmp_path / "page.html").as_uri())
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+        wider = "return [...document.querySelectorAll('section')].filter(e => e.scrollWidth > e.clientWidth)"
+        assert browser.execute_script(f"{wider}.length") == 0
+        label = "return getComputedStyle(document.querySelectorAll('td')[2], '::before').content"
+        assert ("seconds" in browser.execute_script(label)) == (width == 390)
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
 @pytest.mark.parametrize("width", [390, 1240])
 def test_no_page_is_wider_than_its_screen(browser: Any, hostile_store: Path, tmp_path: Path, width: int):
     path = report.write_report(hostile_store, tmp_path / "report.html")
@@ -128,6 +151,9 @@ def test_no_page_is_wider_than_its_screen(browser: Any, hostile_store: Path, tmp
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", sizes)
     browser.get(path.as_uri())
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    # no table has to be scrolled either
+    wider = "return [...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth + 1)"
+    assert browser.execute_script(f"{wider}.length") == 0
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 

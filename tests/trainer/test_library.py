@@ -15,7 +15,9 @@ import pytest
 import torch
 from transformers.utils import logging
 
+import harvester
 import trainer
+from harvester.errors import UsageError
 from tests.trainer import tiny
 from tests.trainer.command_line import run_trainer, toml  # noqa: F401 - fixtures
 from trainer.errors import ConfigError, Interrupted
@@ -96,6 +98,26 @@ def test_errors_have_a_place_and_a_remedy(tmp_path: Path) -> None:
             call(tmp_path / "none.toml")
         assert caught.value.place
         assert caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("call", "option", "nearest"),
+    [
+        (trainer.train, "progres", "progress"),
+        (trainer.train, "epochs", "known: "),
+        (trainer.start, "force_fault", "force_faults"),
+        (trainer.evaluate, "ggufs", "gguf"),
+        (trainer.export, "dtypes", "dtype"),
+        (harvester.plan, "shards", "shard"),
+        (harvester.open, "column", "columns"),
+        (harvester.curate, "pages", "page"),
+    ],
+)
+def test_an_option_that_a_function_lacks_is_named_with_the_nearest(call, option: str, nearest: str) -> None:
+    with pytest.raises(UsageError, match=f"no option '{option}'") as caught:
+        call("none.toml", **{option: 1})
+    assert caught.value.place == option
+    assert nearest in caught.value.remedy
 
 
 def test_importing_the_package_imports_nothing_else() -> None:

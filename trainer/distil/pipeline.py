@@ -46,6 +46,9 @@ _HARVEST_FACTS = (
 )
 _CARD_FACTS = ("split", "macro", "recovery", "recovery_low", "recovery_high", "loss", "judge_exit_code")
 
+# Set in the result of a stage that found its work done, though it has no record of it.
+_FOUND = "found"
+
 
 class Distillation:
     """Runs the stages of one distil.toml."""
@@ -119,9 +122,10 @@ class Distillation:
             self._note(f"{name}:")
             began = time.monotonic()
             result = make(key)
+            is_new = not result.pop(_FOUND, False)
             seconds = time.monotonic() - began
             files = made_files(self._files.folder, _made(name, result))
-            done = StageResult(name, key, result, seconds, is_new=True, files=files)
+            done = StageResult(name, key, result, seconds, is_new=is_new, files=files)
         self._records.add(done)
         if name == "evaluate" and not _is_judged(done):
             how = "the same command asks the judge again, `--from export` goes on without it"
@@ -218,7 +222,12 @@ class Distillation:
             config, self._files.folder, rows, "accuracy", on_note=self._note, on_progress=self._update
         )
         training, made = stages.train(rows, config.train.seed, f"training on {len(rows.train):,} rows")
-        return {**made, "adapter": str(stages.adapter_of(training))}  # the folder may have been moved
+        found = {_FOUND: True} if stages.was_found(training) else {}
+        return {
+            **made,
+            **found,
+            "adapter": str(stages.adapter_of(training)),
+        }  # the folder may have been moved
 
     def _evaluate(self, key: str) -> dict[str, Any]:
         config = self._trained()

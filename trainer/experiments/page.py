@@ -9,6 +9,9 @@ from markupsafe import Markup
 
 from trainer.pages import render
 
+# Characters of the longest cell that is no sentence, as "0.512 (0.48–0.54)" is none.
+LONGEST_FIGURE = 40
+
 
 @dataclass(frozen=True, slots=True)
 class Table:
@@ -17,6 +20,10 @@ class Table:
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
+
+    def is_text(self, place: int) -> bool:
+        """Return whether a column holds sentences or paths, which are wrapped, and not figures."""
+        return any(len(str(row[place])) > LONGEST_FIGURE for row in self.rows if place < len(row))
 
 
 @dataclass(frozen=True, slots=True)

@@ -130,6 +130,7 @@ class Stages:
     ) -> None:
         weights.check_base(config.base, config.student.sha256)
         self._config = model.fit_to_device(config)
+        self._found: set[str] = set()
         self._folder = folder
         self._measure = measure
         self._on_note = on_note
@@ -229,6 +230,7 @@ class Stages:
         # Earlier versions did not record the files.
         if isinstance(done, dict) and done.get("key") == key and are_unchanged(folder, done.pop("files", {})):
             self._on_note(f"{title}: done before")
+            self._found.add(key)
             return key, done
         self._on_note(title)
         out = OutSection(path=str(folder), name=self._config.name, licence=self._config.out.licence)
@@ -243,6 +245,10 @@ class Stages:
         write_json(folder / "trained.json", {**summary, "files": made_files(folder, [folder / "adapter"])})
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         return key, summary
+
+    def was_found(self, training: str) -> bool:
+        """Return whether this training was finished before `train` was asked for it."""
+        return training in self._found
 
     def adapter_of(self, training: str) -> Path:
         """Return the folder of a student's adapter."""

@@ -13,7 +13,7 @@ from harvester.api.batches import BatchClient
 from harvester.config import config as settings
 from harvester.config import dotenv
 from harvester.config.config import TeacherSection
-from harvester.errors import FindingsError, TeacherError
+from harvester.errors import TeacherError
 from harvester.store.journal.batches import BatchState, StoredBatch, change_batch, waiting_batches
 from harvester.store.journal.journal import Journal
 from harvester.store.journal.lock import StoreLock
@@ -25,15 +25,12 @@ def cancel_waiting(store: Path) -> list[str]:
     Each is cancelled with the teacher, and the key's variable, of the run that sent it.
 
     Raises:
-        FindingsError: no batch waits.
         ConfigError: the key is not set. StoreError: the store can't be opened.
     """
     with StoreLock(store, started_at=time.time()), closing(Journal.open(store)) as journal:
         with journal.reading() as connection:
             batches = waiting_batches(connection)
             runs = dict(connection.execute("SELECT run, config_json FROM runs").fetchall())
-        if not batches:
-            raise FindingsError("no batch waits", place=str(store), remedy="`harvester status` shows batches")
         return [_cancel(journal, batch, str(runs.get(batch.run, "{}")), store) for batch in batches]
 
 

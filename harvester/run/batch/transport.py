@@ -28,6 +28,7 @@ from harvester.errors import (
     TeacherRefused,
     TeacherUnavailable,
 )
+from harvester.observe.status import span
 from harvester.run.batch import submission
 from harvester.run.batch.collection import TOO_MUCH_QUEUED, Collector
 from harvester.run.batch.context import BatchContext
@@ -42,6 +43,7 @@ from harvester.store.journal.batches import (
     rows_of_batch,
 )
 from harvester.store.journal.journal import Journal
+from harvester.system.counted import counted
 from harvester.system.failpoints import reach
 from harvester.teacher.budget import NOTHING, Amounts, Reservation, why_exhausted
 from harvester.teacher.retry import BROKEN_ANSWER_ATTEMPTS
@@ -123,9 +125,9 @@ class BatchTransport:
         batches = [*self._open.values(), *(batch for batch, _ in self._unconfirmed.values())]
         if not batches:
             return ""
-        hours = (self._context.clock.wall() - min(batch.at for batch in batches)) / 3600
-        counts = f"{len(batches):,} batches with {len(self._held):,} rows"
-        return f"{counts}; the oldest was sent {hours:.1f} hours ago"
+        age_s = max(0.0, self._context.clock.wall() - min(batch.at for batch in batches))
+        rows = counted(len(self._held), "row")
+        return f"{counted(len(batches), 'batch', 'batches')} with {rows}; the oldest is {span(age_s)} old"
 
     async def add(self, request: Request, attempts: int = 1, *, is_new: bool = True) -> None:
         """Put a row, which is in flight, into the batch that is being filled; send that when it is full.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +26,7 @@ from harvester.run.planning.prompt_reading import PromptReading
 from harvester.run.planning.token_estimate import InputCorrection
 from harvester.store import other_settings
 from harvester.store.journal import sqlite
+from harvester.store.journal.batches import waiting_keys
 from harvester.store.journal.journal import Journal
 from harvester.store.maintain.bill import compute_spent
 from harvester.store.reuse import ReuseIndex, find_answers
@@ -72,6 +73,7 @@ def plan(config: HarvestConfig, root: Path, verdict: gate.Verdict, *, key_note: 
     return Plan(
         rows=totals.rows,
         cached=totals.cached,
+        in_batches=totals.in_batches,
         duplicates=totals.duplicates,
         input_tokens=totals.input_tokens,
         max_output_tokens=totals.max_output_tokens,
@@ -209,9 +211,12 @@ def _totals(
     with contextlib.ExitStack() as stack:
         journal = None
         reuse = ReuseIndex(config.teacher.key_name)
+        in_batches: Collection[bytes] = ()
         if sqlite.has_journal(store):
             journal = stack.enter_context(Journal.open(store, read_only=True))
             reuse = ReuseIndex.of(journal, config)
+            with journal.reading() as connection:
+                in_batches = waiting_keys(connection)
         others = stack.enter_context(_others(config, root, mock=mock))
         samples = config.most_samples
         while chunk := list(itertools.islice(feed, max(1, CHUNK // samples) * samples)):
@@ -224,6 +229,10 @@ def _totals(
                 if request.key in held:
                     if not is_skipped:
                         rows.add_held()
+                    continue
+                if request.key in in_batches:
+                    if not is_skipped:
+                        rows.add_waiting()
                     continue
                 is_joined = (
                     first is not None

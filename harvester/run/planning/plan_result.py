@@ -16,6 +16,7 @@ class Plan:
     """Counts, tokens, money and time of a run that has not started.
 
     Attributes:
+        in_batches: rows that wait in batches of earlier runs: the next run collects their answers.
         input_basis: what `input_tokens` rests on.
         preset_values: what `[teacher] preset` set, by dotted key of `[teacher]`.
         budgets: ceilings, spending so far and what is left, by span, as in status.json.
@@ -60,6 +61,7 @@ class Plan:
     skipped: Mapping[str, Any] = field(default_factory=dict)
     first_prompts: tuple[str, ...] = ()
     shard: str = ""
+    in_batches: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for --json."""
@@ -67,10 +69,11 @@ class Plan:
 
     def lines(self) -> list[str]:
         """Return lines for the terminal."""
-        to_send = self.rows - self.cached - self.duplicates
+        to_send = self.rows - self.cached - self.duplicates - self.in_batches
+        waiting = f"{self.in_batches:,} wait in batches, " if self.in_batches else ""
         lines = [
             f"rows      {self.rows:,}: {self.cached:,} held already, {self.duplicates:,} share a request, "
-            f"{to_send:,} to send",
+            f"{waiting}{to_send:,} to send",
             f"tokens    about {self.input_tokens:,} in ({self.input_basis}), at most "
             f"{self.max_output_tokens:,} out",
         ]

@@ -25,6 +25,7 @@ class PlanTotals:
 
     rows: int
     cached: int
+    in_batches: int
     duplicates: int
     requests: int
     saved_tokens: int
@@ -36,7 +37,7 @@ class PlanTotals:
     @property
     def to_send(self) -> int:
         """Rows that would be asked."""
-        return self.rows - self.cached - self.duplicates
+        return self.rows - self.cached - self.in_batches - self.duplicates
 
 
 class PlanRows:
@@ -46,7 +47,7 @@ class PlanRows:
     """
 
     def __init__(self) -> None:
-        self._rows = self._cached = 0
+        self._rows = self._cached = self._in_batches = 0
         self._columns = {
             "key": array("Q"),
             "requests": array("q"),
@@ -62,6 +63,11 @@ class PlanRows:
         """Count one row whose answer the store holds."""
         self._rows += 1
         self._cached += 1
+
+    def add_waiting(self) -> None:
+        """Count one row that waits in a batch."""
+        self._rows += 1
+        self._in_batches += 1
 
     def add(
         self, request: Request, config: HarvestConfig, *, is_joined: bool, is_skipped: bool = False
@@ -111,6 +117,7 @@ class PlanRows:
                 PlanTotals(
                     rows=to_send if skipped else self._rows,
                     cached=0 if skipped else self._cached,
+                    in_batches=0 if skipped else self._in_batches,
                     duplicates=asked - to_send,
                     requests=sums["requests"],
                     saved_tokens=sums["saved"],

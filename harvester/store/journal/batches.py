@@ -25,6 +25,7 @@ from harvester.store.journal.journal import KEYS_PER_LOOKUP, Journal
 from harvester.store.journal.records import BatchRef, prompt_json
 from harvester.store.journal.rows import add_counts, micros
 from harvester.store.journal.sqlite import BATCH_ROWS, BATCHES, has_table
+from harvester.system.counted import counted
 
 
 class BatchState(StrEnum):
@@ -100,8 +101,9 @@ class WaitingBatches:
     def note(self) -> str:
         """Say what waits, and how it goes on."""
         cost = f"${self.reserved_microusd / 1e6:,.4f}"
+        batches = counted(self.batches, "batch", "batches")
         return (
-            f"{self.rows:,} rows wait in {self.batches:,} batches, which may cost up to {cost}: "
+            f"waiting in batches: {counted(self.rows, 'row')} in {batches}, which may cost up to {cost}; "
             "the next run collects them"
         )
 

@@ -49,11 +49,18 @@ def test_a_template_writes_the_prompt_from_all_fields_of_the_row(template: Promp
     assert prompt.id == "s"
 
 
+def test_a_template_can_allow_for_a_field_that_is_null(tmp_path: Path) -> None:
+    (tmp_path / "t.j2").write_text("Say {{ a or '' }}{% if a is none %}nothing{% endif %}")
+    assert PromptTemplate.load(tmp_path / "t.j2").render({"a": None}, "a.jsonl:1") == "Say nothing"
+
+
 @pytest.mark.parametrize(
     ("text", "row", "what"),
     [
         (TEMPLATE, {"a": 3}, "'dict object' has no attribute 'the other'"),
         ("{{ question }}", {"a": 3}, "'question' is undefined"),
+        ("{{ a }}", {"a": None, "b": 1}, "the field 'a', which is null"),
+        ("{{ a.b }}", {"a": {"b": None}}, "a value that is null"),
         ("{{ a / 0 }}", {"a": 3}, "ZeroDivisionError"),
         ("{{ a.__class__.__mro__ }}", {"a": 3}, "unsafe"),
         ("{% include 'b.j2' %}", {"a": 3}, "no loader"),

@@ -61,7 +61,7 @@ def stop_when_waiting(root: Path, **arguments: Any) -> Callable[[Mapping[str, An
     asked: list[threading.Thread] = []
 
     def watch(status: Mapping[str, Any]) -> None:
-        if "batches with" in status["waiting"] and not asked:
+        if "batch" in status["waiting"] and not asked:
             ask = partial(client.ask, root / "store", "stop", **arguments)
             asked.append(threading.Thread(target=ask, daemon=True))
             asked[0].start()

@@ -81,7 +81,7 @@ def test_the_answers_of_an_expired_batch_are_kept_and_the_rest_goes_on(
     mock = mock_teacher(batches=BatchSettings(latency_s=48 * HOUR))
 
     def watch(status):
-        if "batches with 10 rows" in status["waiting"]:
+        if "with 10 rows" in status["waiting"]:
             mock.advance(24 * HOUR)
             mock.batches()  # it expires now
             mock.set_batches(latency_s=0)

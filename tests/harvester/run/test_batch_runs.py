@@ -111,7 +111,7 @@ def test_an_online_run_asks_nothing_that_a_batch_may_still_answer(mock_teacher, 
     harvest(mock, tmp_path, sums(ROWS), watch=stop_when_waiting(tmp_path))
     online = harvest(mock, tmp_path, sums(ROWS + 3), transport="online")
     assert (online.exit_code, online.billed["requests"]) == (10, 3)
-    assert "batches with 12 rows" in online.output
+    assert "with 12 rows" in online.output
     mock.advance(20 * HOUR)
     last = harvest(mock, tmp_path, sums(ROWS + 3), transport="online")
     assert last.exit_code == 0
@@ -137,7 +137,7 @@ def test_hybrid_asks_online_what_is_late_once_the_batch_is_dead(mock_teacher, tm
         sums(ROWS),
         transport="hybrid",
         batch={"patience": 0.05},
-        watch=lambda status: mock.advance(HOUR) if "batches with" in status["waiting"] else None,
+        watch=lambda status: mock.advance(HOUR) if "batch" in status["waiting"] else None,
     )
     assert ended.exit_code == 0
     require_whole(ended.store, mock, ROWS)

@@ -101,6 +101,7 @@ def test_every_stage_is_made_once_through_kills_and_changes(
     assert code == 0, err
     # --from takes what was curated last: other shards with the same rows, which are not learned again
     assert "done before" in err
+    assert "train" not in made_now(json.loads(printed))
     assert len(list(out.glob("trainings/*/adapter"))) == 2
     assert mock.totals()["requests"] == ROWS + HELD_OUT
 
