@@ -49,6 +49,9 @@ EXIT_CODES = {
     143: "interrupted by SIGTERM; the same command resumes",
 }
 
+# Errors that have the exit code of the command which failed.
+HAVE_ANOTHERS_CODE = {trainer.errors.HarvestFailed.code, trainer.errors.CommandFailed.code}
+
 
 def harvest_toml() -> str:
     """Return the keys of harvest.toml, one table for each of its tables."""
@@ -138,8 +141,11 @@ def exit_codes() -> str:
 
 
 def _ends_a_run(error: type[harvester.errors.HarvesterError]) -> bool:
+    """Whether a command ends with the exit code of the class, and not with that of another command that failed."""
     is_attempt = issubclass(error, harvester.errors.TeacherError)
-    return not is_attempt or error.code in {"teacher", "teacher_refused"}
+    return error.code not in HAVE_ANOTHERS_CODE and (
+        not is_attempt or error.code in {"teacher", "teacher_refused"}
+    )
 
 
 def _error_link(code: str) -> str:
@@ -179,7 +185,8 @@ def error_codes() -> str:
         ]
     parts.append("## Errors of the trainer")
     for code, error in _trainer_errors().items():
-        parts += [f"### {code}", f"{_first_paragraphs(error)} (exit code {error.exit_code})"]
+        ends = "that of the command that failed" if code in HAVE_ANOTHERS_CODE else error.exit_code
+        parts += [f"### {code}", f"{_first_paragraphs(error)} (exit code: {ends})"]
     return "\n\n".join(parts) + "\n"
 
 
