@@ -313,7 +313,7 @@ def store_of(config: Path, options: HarvestOptions, name_of: Callable[[str], str
     from harvester.run.sharding import with_shard
 
     loaded, _ = with_shard(settings.load(config), overrides(options, name_of))
-    return config.resolve().parent / loaded.store.path
+    return (config.resolve().parent / loaded.store.path).resolve()
 
 
 def run_prepared(

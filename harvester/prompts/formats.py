@@ -153,10 +153,23 @@ def _json_rows(path: Path, name: str) -> Iterator[Row]:
         yield number, line if isinstance(line, PromptError) else _json_row(line, f"{name}:{number}")
 
 
+def _not_utf8_at(line: bytes) -> int | None:
+    """Return the place of the first byte that is no UTF-8; None where all is."""
+    try:
+        line.decode()
+    except UnicodeDecodeError as error:
+        return error.start
+    return None
+
+
 def _json_row(line: bytes, place: str) -> Mapping[str, Any] | PromptError:
     try:
         loaded = orjson.loads(line)
     except orjson.JSONDecodeError as error:
+        if (at := _not_utf8_at(line)) is not None:
+            message = f"is not UTF-8: byte {at + 1} of the line can't be read"
+            remedy = "save the file as UTF-8, as `iconv -f latin1 -t utf-8 FILE` does; is it a text file?"
+            return PromptError(message, place=place, remedy=remedy)
         remedy = 'a line is {"prompt": "..."}'
         if place.endswith(":1") and line.lstrip()[:1] in b"[{" and ".json" in place:
             remedy += f"; if the file is one list or object, {import_remedy(place[:-2])}"

@@ -194,6 +194,10 @@ def read_toml(path: Path, missing: str) -> TomlFile:
             remedy="name the TOML file itself, saved as UTF-8",
         ) from None
     except OSError as error:
+        if path.is_dir():
+            files = ", ".join(sorted(found.name for found in path.glob("*.toml")))
+            remedy = f"name a TOML file in it: {files}" if files else "name a TOML file"
+            raise ConfigError("is a folder", place=str(path), remedy=remedy) from None
         raise ConfigError(
             f"can't be read: {error.strerror}", place=str(path), remedy="name the TOML file itself"
         ) from None

@@ -68,7 +68,7 @@ def refused(mock: RunningMock, folder: Path, content: bytes, place: str, says: s
         (b'{"prompt": ""}', "needs 'prompt'"),
         (b'{"prompt": " "}', "needs 'prompt'"),
         (b'{"prompt": "\\ud800"}', "not a JSON line"),
-        (b'{"prompt": "\xff\xfe"}', "not a JSON line"),
+        (b'{"prompt": "\xff\xfe"}', "is not UTF-8: byte 13 of the line"),
         (b'{"prompt": NaN}', "not a JSON line"),
         (b"\x00\x00\x00", "not a JSON line"),
         (b'{"messages": [{"role": "user", "content": 7}]}', "needs 'content'"),

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from harvester.cli.main import app
+from harvester.config import config
 from harvester.errors import ConfigError, UsageError
 from harvester.export import curate
 from tests import commands
@@ -51,6 +52,16 @@ def test_a_missing_config_names_the_file_and_the_remedy(tmp_path: Path):
     assert "no such file" in done.stderr
     assert "none.toml" in done.stderr
     assert "harvester init" in done.stderr
+
+
+def test_a_folder_in_place_of_a_file_is_answered_with_the_files_in_it(tmp_path: Path):
+    with pytest.raises(ConfigError, match="is a folder") as caught:
+        config.load(tmp_path)
+    assert caught.value.remedy == "name a TOML file"
+    (tmp_path / "harvest.toml").write_text("")
+    with pytest.raises(ConfigError, match="is a folder") as caught:
+        config.load(tmp_path)
+    assert caught.value.remedy == "name a TOML file in it: harvest.toml"
 
 
 def test_a_misspelt_key_is_answered_with_the_nearest_one(tmp_path: Path):
