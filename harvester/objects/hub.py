@@ -169,7 +169,8 @@ def _translating(target: HubTarget, token: str) -> Iterator[None]:
     try:
         yield
     except (client_error, OSError, ValueError, RuntimeError) as error:
-        text = one_line(str(error).strip().split("\n")[0]).replace(token, "***")[:500]
+        causes = [str(each).strip().split("\n")[0] for each in (error, error.__cause__) if each is not None]
+        text = one_line(": ".join(causes)).replace(token, "***")[:500]
         raise RemoteStoreError(
             f"the Hub refuses: {text or type(error).__name__}",
             place=f"{target.endpoint} {target.repository}",

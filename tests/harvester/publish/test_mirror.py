@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +15,8 @@ from harvester.errors import ConfigError
 from harvester.mock_teacher.running import RunningMock
 from harvester.store.published import local_store
 from harvester.store.reader import Corpus
-from tests.commands import run
+from tests import s3_server
+from tests.commands import Command, run
 
 Mock = Callable[..., RunningMock]
 
@@ -70,6 +73,49 @@ def test_what_a_run_seals_is_mirrored_and_a_failure_only_said(tmp_path: Path, mo
         file.write(json.dumps({"id": "newer", "prompt": "What is 2000 + 1?"}) + "\n")
     assert run("harvester", ["run", config]).returncode == 0
     assert (local_store(f"file://{there}/x") / "report.html").exists()  # that of the last publication
+
+
+@pytest.mark.slow
+def test_shards_are_mirrored_while_the_run_goes_on(tmp_path: Path, mock_teacher: Mock) -> None:
+    there = tmp_path / "remote"
+    config = write_config(tmp_path, mock_teacher(), f"file://{there}")
+    config.write_text(config.read_text() + "shard_mib = 0.001\n")
+    running = Command("harvester", ["run", config, "--watch"])
+    wait_for(lambda: (there / "publication.json").exists(), running)
+    assert running.poll() is None
+    assert keys(local_store(f"file://{there}")) <= keys(tmp_path / "store")
+    running.terminate()
+    out, err = running.communicate(120)
+    assert running.returncode == 143, err
+    assert "not mirrored" not in out
+    assert keys(local_store(f"file://{there}")) == keys(tmp_path / "store")
+
+
+@pytest.mark.slow
+def test_a_storage_that_never_answers_holds_nothing_up(tmp_path: Path, mock_teacher: Mock) -> None:
+    config = write_config(tmp_path, mock_teacher(), "s3://corpora/x")
+    config.write_text(config.read_text() + "shard_mib = 0.001\n")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        environment = {**s3_server.ENVIRONMENT, "AWS_ENDPOINT_URL": address}
+        running = Command("harvester", ["run", config, "--watch"], environment=environment)
+        silent.settimeout(120)
+        with silent.accept()[0]:  # the mirror has asked, and waits
+            wait_for(lambda: len(keys(tmp_path / "store")) == 12, running)
+            running.terminate()
+            out, err = running.communicate(120)
+    assert running.returncode == 143, err
+    assert "not mirrored" in out
+    assert len(keys(tmp_path / "store")) == 12
+
+
+def wait_for(happened: Callable[[], bool], running: Command) -> None:
+    """Wait until something has happened, while a command runs."""
+    deadline = time.monotonic() + 120
+    while not happened():
+        assert running.poll() is None, running.communicate(5)
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def test_a_mirror_with_a_secret_is_refused_and_not_repeated(tmp_path: Path, mock_teacher: Mock) -> None:
