@@ -20,15 +20,20 @@ def register(app: typer.Typer) -> None:
 
 def report(
     store: Path = READ_STORE,
-    out: Path | None = typer.Option(None, help="File to write; default: report.html in the store."),
+    out: Path | None = typer.Option(
+        None, help="File to write; default: report.html in the store, or here for a URL."
+    ),
     scorecard: Path | None = typer.Option(None, help="A scorecard.json to include."),
     training: Path | None = typer.Option(None, help="A train.jsonl whose loss curve to include."),
     as_json: bool = JSON,
 ) -> None:
     """Write one self-contained HTML page about a harvest."""
     from harvester.observe.report.report import write_report
+    from harvester.store.published import is_copy
 
-    path = write_report(store, out or store / "report.html", scorecard=scorecard, training=training)
+    if out is None:
+        out = Path() / "report.html" if is_copy(store) else store / "report.html"
+    path = write_report(store, out, scorecard=scorecard, training=training)
     emit({"report": str(path)}, [f"report {path}"], as_json=as_json)
 
 

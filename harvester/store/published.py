@@ -50,6 +50,11 @@ def local_store(store: str | os.PathLike[str]) -> Path:
     return _newest(url) if url else Path(store)
 
 
+def is_copy(store: Path) -> bool:
+    """Whether a folder is the copy of a published store, into which nothing is written."""
+    return store.is_relative_to(cache_folder())
+
+
 def _newest(url: str) -> Path:
     location = Location.open(url)
     publication = read_publication(location)

@@ -26,6 +26,7 @@ from harvester.store.mixing import Mixing
 from harvester.store.published import local_store
 from harvester.store.reader import Corpus
 from harvester.store.view import CorpusView
+from tests.commands import run
 from tests.harvester.publish.published_store import add_rows, grow, key, make_store, open_run, rows, share
 
 
@@ -275,6 +276,19 @@ def test_no_machine_secret_is_published(tmp_path: Path, there: Path) -> None:
     assert "MY_KEY" not in text
     assert "/home/me" not in text
     assert str(tmp_path) not in text
+
+
+def test_a_report_of_a_published_store_is_written_here(store: Path, there: Path, tmp_path: Path) -> None:
+    url = f"file://{there}"
+    publish_store(store, url)
+    done = run("harvester", ["report", url, "--json"], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "report.html").stat().st_size
+    report = local_store(url) / "report.html"
+    assert report.read_bytes() == next((there / "papers").glob("*-report.html")).read_bytes()
+    done = run("harvester", ["seal", url])
+    assert done.returncode == 2
+    assert "harvester fetch" in done.stderr
 
 
 def test_fetch_gives_a_store_of_ones_own(store: Path, there: Path, tmp_path: Path) -> None:
