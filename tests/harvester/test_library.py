@@ -91,8 +91,12 @@ def test_events_come_to_an_iterator_of_a_running_loop(mock_teacher: Mock, tmp_pa
     assert (states[-1], stored, rest) == ("rows", 3, 2)
 
 
+# A run of 30 rows then takes 26 s at two requests at a time: it does not end before it is told to.
+SLOW_AFTER_FOUR = [{"action": "delay", "delay_s": 2, "after": 4}]
+
+
 def test_stop_drains_and_the_same_call_goes_on(mock_teacher: Mock, tmp_path: Path) -> None:
-    mock = mock_teacher(latency_s=0.1, max_concurrency=2)
+    mock = mock_teacher(max_concurrency=2, faults=SLOW_AFTER_FOUR)
     config = write_folder(tmp_path, mock.base_url, 30, teacher="[teacher.limits]\nmax_concurrency = 2")
 
     async def stop_early() -> harvester.Summary:
@@ -106,13 +110,14 @@ def test_stop_drains_and_the_same_call_goes_on(mock_teacher: Mock, tmp_path: Pat
     stopped = asyncio.run(stop_early())
     assert (stopped.ending, stopped.exit_code) == ("interrupted", 130)
     assert 0 < stopped.counts.answers_stored < 30
+    mock.set_faults([])
     rest = harvester.harvest(config)
     assert rest.counts.from_cache == stopped.counts.answers_stored
     assert mock.totals()["requests"] == 30
 
 
 def test_ctrl_c_drains_before_it_is_raised(mock_teacher: Mock, tmp_path: Path) -> None:
-    mock = mock_teacher(latency_s=0.1, max_concurrency=2)
+    mock = mock_teacher(max_concurrency=2, faults=SLOW_AFTER_FOUR)
     config = write_folder(tmp_path, mock.base_url, 30, teacher="[teacher.limits]\nmax_concurrency = 2")
     sent: list[int] = []
 
