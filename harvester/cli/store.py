@@ -11,6 +11,7 @@ from harvester import library
 from harvester.cli.console import JSON, READ_STORE, STORE, emit, message
 from harvester.errors import FindingsError, UsageError
 from harvester.store import paths
+from harvester.system.counted import counted
 
 if TYPE_CHECKING:
     from harvester.store.maintain.verify_report import VerifyReport
@@ -42,7 +43,10 @@ def seal(store: Path = STORE, as_json: bool = JSON) -> None:
     files = [str(store / paths.SHARDS / name) for name in sealed.files]
     emit(
         {"rows": sealed.rows, "files": files},
-        [f"sealed {sealed.rows:,} answers into {len(files)} shards under {store / paths.SHARDS}"],
+        [
+            f"sealed {counted(sealed.rows, 'answer')} into {counted(len(files), 'shard')} under "
+            f"{store / paths.SHARDS}"
+        ],
         as_json=as_json,
     )
 
@@ -62,7 +66,7 @@ def verify(
     report = verify_with_bill(store, repair=repair)
     emit(report.facts(), verify_lines(store, report), as_json=as_json)
     if left := len(report.messages):
-        raise FindingsError(f"{left} findings", place=str(store), remedy=report.remedy)
+        raise FindingsError(counted(left, "finding"), place=str(store), remedy=report.remedy)
 
 
 def verify_lines(store: Path, report: VerifyReport) -> list[str]:
@@ -80,8 +84,9 @@ def verify_lines(store: Path, report: VerifyReport) -> list[str]:
         lines += [f"  {note}" for note in repaired.notes]
     if report.has_journal:
         lines.append(
-            f"{report.answers:,} answers stored, {len(report.messages)} findings; {bill.billed:,} billed for "
-            f"${bill.billed_microusd / 1e6:.6f}, {len(bill.possibly_billed)} attempts possibly billed"
+            f"{counted(report.answers, 'answer')} stored, {counted(len(report.messages), 'finding')}; "
+            f"{bill.billed:,} billed for ${bill.billed_microusd / 1e6:.6f}, "
+            f"{counted(len(bill.possibly_billed), 'attempt')} possibly billed"
         )
     else:
         lines.append(
@@ -114,7 +119,7 @@ def purge(
     from harvester.store.maintain.purge import purge_store
 
     purged = purge_store(store, key, prompt_id)
-    emit({"purged": purged}, [f"purged {purged:,} answers from {store}"], as_json=as_json)
+    emit({"purged": purged}, [f"purged {counted(purged, 'answer')} from {store}"], as_json=as_json)
 
 
 def rederive(store: Path = STORE, as_json: bool = JSON) -> None:
@@ -164,7 +169,7 @@ def adopt(
     lines += [f"  {message}" for message in report.messages]
     emit({**asdict(adopted), "findings": list(report.messages)}, lines, as_json=as_json)
     if left := len(report.messages):
-        raise FindingsError(f"{left} findings", place=str(store), remedy=report.remedy)
+        raise FindingsError(counted(left, "finding"), place=str(store), remedy=report.remedy)
 
 
 def merge(
@@ -226,7 +231,7 @@ def curate(
 ) -> None:
     """Filter answers into a curated corpus; show how many were dropped for which reason."""
     counts = library.curate(config, out=out, page=page)
-    lines = [f"kept {counts.kept:,} rows in {counts.out}"]
+    lines = [f"kept {counted(counts.kept, 'row')} in {counts.out}"]
     lines += [f"  dropped {count:,}: {reason}" for reason, count in counts.dropped.items()]
     if counts.changed:
         lines.append(f"  masked {counts.changed:,} of the rows that were kept")
@@ -285,7 +290,7 @@ def export(
     choice = exporter.RowChoice(split, section, Where.parse(where, "--where") if where else None)
     result = exporter.export(store, out, shape=to, reasoning=reasoning, choice=choice, beside=beside)
     files = [str(path) for path in result.files]
-    lines = [f"wrote {result.rows:,} rows to {out}"]
+    lines = [f"wrote {counted(result.rows, 'row')} to {out}"]
     if set(result.splits) != {"train"}:
         lines += [f"  {name}: {count:,} rows" for name, count in sorted(result.splits.items(), reverse=True)]
         lines.append("  rows whose metadata `split` is not train are held out, in files of their own")

@@ -205,8 +205,9 @@ def _headline(status: Mapping[str, Any]) -> str:
     done, total = rows_done(status), status.get("rows_total", 0)
     share = f" ({done / total:.1%})" if total else ""
     return (
-        f"{status.get('state', '?')}: {done:,} of {total:,} rows{share}; {status.get('answers_stored', 0):,} "
-        f"answers, {status.get('from_cache', 0):,} from cache, {status.get('dead', 0):,} failed"
+        f"{status.get('state', '?')}: {done:,} of {counted(total, 'row')}{share}; "
+        f"{counted(status.get('answers_stored', 0), 'answer')}, {status.get('from_cache', 0):,} from cache, "
+        f"{status.get('dead', 0):,} failed"
     )
 
 
@@ -355,7 +356,7 @@ def _ledger(status: Mapping[str, Any]) -> list[str]:
     if "billed" not in status:  # the heartbeat alone, without the journal's totals
         return []
     return [
-        f"ledger    {status['held']:,} answers stored, {status['billed']:,} billed for "
+        f"ledger    {counted(status['held'], 'answer')} stored, {status['billed']:,} billed for "
         f"${status['cost_microusd_ever'] / 1e6:.4f}, {status['possibly_billed']:,} possibly billed "
         f"(${status['possibly_billed_microusd'] / 1e6:.4f} reserved; `harvester verify` lists them)"
     ]

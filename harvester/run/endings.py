@@ -22,6 +22,7 @@ from harvester.errors import (
 from harvester.observe.counters import Counters, PassResult, Snapshot, judged_text, several_text, unusable
 from harvester.prompts.bad_lines import BAD_PROMPTS_NAME as BAD_PROMPTS
 from harvester.prompts.screen import SKIPPED_PROMPTS_NAME as SKIPPED_PROMPTS
+from harvester.system.counted import counted
 
 # During a pass, a share of unusable answers ends it only from this many answers on.
 FEWEST_ANSWERS = 20
@@ -198,9 +199,9 @@ class Summary:
         """For people."""
         counts = self.counts
         lines = [
-            f"{self.ending}: {counts.requests_sent:,} requests sent, {counts.answers_stored:,} answers "
-            f"stored, {counts.from_cache:,} from cache, {counts.dead:,} failed, cost "
-            f"${counts.cost_microusd / 1e6:.4f}"
+            f"{self.ending}: {counted(counts.requests_sent, 'request')} sent, "
+            f"{counted(counts.answers_stored, 'answer')} stored, {counts.from_cache:,} from cache, "
+            f"{counts.dead:,} failed, cost ${counts.cost_microusd / 1e6:.4f}"
             + (f" and ${self.canary_microusd / 1e6:.4f} for canaries" if self.canary_microusd else ""),
             f"answers lie in {self.store}/shards ({self.sealed_rows:,} sealed now)",
         ]
