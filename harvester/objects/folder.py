@@ -10,8 +10,8 @@ from pathlib import Path
 from harvester.errors import ConfigError
 from harvester.objects.location import Location
 from harvester.objects.publication import Publication, PublishedObject
-from harvester.objects.publisher import Published, PublishOptions, publish
-from harvester.objects.transfer import ObjectContent, read_publication
+from harvester.objects.publisher import Published, PublishOptions, earlier_publication, publish
+from harvester.objects.transfer import ObjectContent
 from harvester.system.files import sha256_of
 from harvester.system.version import __version__
 
@@ -71,5 +71,6 @@ def publish_files(
         source_sha256=digest.hexdigest(),
         files=tuple(source.object for source in sources),
     )
-    before = read_publication(location, absent_is_none=True)
-    return publish(location, publication, sources, before, options or PublishOptions(), note)
+    options = options or PublishOptions()
+    before = earlier_publication(location, options)
+    return publish(location, publication, sources, before, options, note)

@@ -127,7 +127,7 @@ def parse_publication(content: bytes, place: str) -> Publication:
     Raises:
         StoreFormatError: another release wrote it. StoreCorrupt: it is damaged.
     """
-    remedy = "publish again with `harvester publish`"
+    remedy = "`harvester publish STORE URL --repair` writes it anew"
     try:
         data = orjson.loads(content)
     except ValueError:

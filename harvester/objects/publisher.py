@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from harvester.errors import ConfigError, FindingsError
+from harvester.errors import ConfigError, FindingsError, StoreCorrupt
 from harvester.objects.location import Location, translating
 from harvester.objects.publication import Publication
 from harvester.objects.transfer import (
     ObjectContent,
     Seen,
     listing,
+    read_publication,
     sha256_there,
     upload,
     write_publication,
@@ -72,6 +73,20 @@ class PublishOptions:
     replace: bool = False
     prune: bool = False
     workers: int = WORKERS
+
+
+def earlier_publication(location: Location, options: PublishOptions) -> Publication | None:
+    """Return the manifest that is there; None for none, and with `repair` also for one that is damaged.
+
+    Raises:
+        StoreCorrupt, StoreFormatError: it can't be used. RemoteStoreError: the storage refuses.
+    """
+    try:
+        return read_publication(location, absent_is_none=True)
+    except StoreCorrupt:
+        if not options.repair:
+            raise
+        return None
 
 
 def publish(

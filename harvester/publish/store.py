@@ -19,8 +19,8 @@ from harvester.export.cards.facts import ShardFacts
 from harvester.export.decontaminate import HITS_NAME
 from harvester.objects.location import Location
 from harvester.objects.publication import Publication, PublishedObject, PublishedRun, PublishedShard
-from harvester.objects.publisher import Published, PublishOptions, publish
-from harvester.objects.transfer import ObjectContent, read_publication
+from harvester.objects.publisher import Published, PublishOptions, earlier_publication, publish
+from harvester.objects.transfer import ObjectContent
 from harvester.objects.url import parse
 from harvester.observe.report.report import write_report
 from harvester.publish.papers import write_papers
@@ -32,6 +32,7 @@ from harvester.store.journal.records import ShardEntry
 from harvester.store.journal.rows import micros
 from harvester.store.reader import Corpus
 from harvester.store.shards.manifest import manifest_rows
+from harvester.store.shards.parquet_file import lineage_digest
 from harvester.store.shards.swap import hold_for_reading, locate
 from harvester.system.files import sha256_of
 from harvester.system.version import __version__
@@ -53,6 +54,7 @@ class StoreSnapshot:
     """What of a store is published, as of one moment.
 
     Attributes:
+        lineages: of the runs that have rows in shards.
         asks: the prompts that share an answer, one JSON object a line.
         unsealed: answers that are not in a shard yet, and are not published.
     """
@@ -97,11 +99,9 @@ def publish_store(
     places = (store.resolve().parent, *beside)
     with hold_for_reading(corpus.folder):
         snapshot = take_snapshot(store, corpus)
-        require_publishable(
-            snapshot.lineages, corpus.distinct(FACT_COLUMNS) if snapshot.shards else (), *places, use="keep"
-        )
-        before = read_publication(location, absent_is_none=True)
+        require_publishable(snapshot.lineages, _facts(corpus, snapshot), *places, use="keep")
         options = options or PublishOptions()
+        before = earlier_publication(location, options)
         with _documents(store, snapshot, places, before, options) as documents:
             return publish_snapshot(location, store, snapshot, documents, before, options, note), snapshot
 
@@ -160,15 +160,26 @@ def take_snapshot(store: Path, corpus: Corpus) -> StoreSnapshot:
         (unsealed,) = connection.execute("SELECT count(*) FROM answers").fetchone()
         shards = tuple(_published(entry) for entry in manifest_rows(connection))
         connection.execute("COMMIT")
+    lineages = [Lineage.from_json(row["lineage_json"]) for row in runs]
+    digests = {shard.lineage_digest for shard in shards}
     return StoreSnapshot(
         "store",
         corpus.folder,
         shards,
         tuple(_run(row) for row in runs),
-        tuple(Lineage.from_json(row["lineage_json"]) for row in runs) if shards else (),
+        tuple(lineage for lineage in lineages if lineage_digest(lineage) in digests),
         b"".join(_ask_line(row) for row in asks),
         unsealed=int(unsealed),
     )
+
+
+def _facts(corpus: Corpus, snapshot: StoreSnapshot) -> list[Mapping[str, Any]]:
+    """Return what the rows say of themselves, but for runs of which no row is in a shard."""
+    if not snapshot.shards:
+        return []
+    sealed = {lineage.run_id for lineage in snapshot.lineages}
+    unsealed = {run.run_id for run in snapshot.runs} - sealed
+    return [fact for fact in corpus.distinct(FACT_COLUMNS) if fact["run_id"] not in unsealed]
 
 
 def source_sha256(snapshot: StoreSnapshot) -> str:

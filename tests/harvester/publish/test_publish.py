@@ -25,6 +25,7 @@ from harvester.store.maintain.purge import purge_store
 from harvester.store.mixing import Mixing
 from harvester.store.published import local_store
 from harvester.store.reader import Corpus
+from harvester.store.shards.seal import seal
 from harvester.store.view import CorpusView
 from tests.commands import run
 from tests.harvester.publish.published_store import add_rows, grow, key, make_store, open_run, rows, share
@@ -184,6 +185,27 @@ def test_readers_refuse_damage_and_say_what_is_wrong(store: Path, there: Path, t
     with pytest.raises(ConfigError, match="already"):
         fetch(url, tmp_path)
     assert not [path for path in (tmp_path / "run").iterdir() if path.name.startswith(".")]
+
+
+def test_a_damaged_manifest_is_written_anew_on_request_only(store: Path, there: Path) -> None:
+    url = f"file://{there}"
+    publish_store(store, url)
+    (there / "publication.json").write_text("{")
+    with pytest.raises(StoreCorrupt):
+        publish_store(store, url)
+    publish_store(store, url, PublishOptions(repair=True))
+    assert rows(local_store(url)) == rows(store)
+
+
+def test_terms_of_a_run_without_a_row_in_a_shard_forbid_nothing(store: Path, there: Path) -> None:
+    with open_run(store, run_id="run-7", terms_id="no-such-record") as journal:
+        add_rows(journal, range(60, 61), "run-7")
+    _, snapshot = publish_store(store, f"file://{there}")
+    assert (snapshot.rows, snapshot.unsealed) == (20, 1)
+    with open_run(store, run_id="run-8", terms_id="no-such-record") as journal:
+        seal(journal, store, target_bytes=1 << 30, everything=True)
+    with pytest.raises(TermsRefused):
+        publish_store(store, f"file://{there}")
 
 
 def test_a_damaged_cache_is_mended(store: Path, there: Path) -> None:
