@@ -39,6 +39,9 @@ for _name in [name for name in os.environ if name.startswith(("AWS_", "AZURE_", 
     del os.environ[_name]
 os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
 
+# A shell that runs the tests in the background ignores SIGINT for them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 # No deadline for a single example: on a busy machine one may take seconds without being wrong.
 settings.register_profile("suite", deadline=None)
 settings.load_profile("suite")
