@@ -50,6 +50,7 @@ bench: $(STAMP)  ## throughput and memory beside a bare loop: 15 minutes on an i
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/limit_share.py
 	$(BIN)/python benchmarks/shared_limits.py
+	$(BIN)/python benchmarks/replicas.py
 
 soak: $(STAMP)  ## a day's faults and kills in 12 minutes (SOAK_SECONDS=N for another length)
 	$(BIN)/python benchmarks/soak.py --seconds $(SOAK_SECONDS)

@@ -19,6 +19,7 @@ from load_side import MODEL
 from harvester.api.request_builder import requests
 from harvester.api.types import Prompt
 from harvester.config.config import HarvestConfig
+from harvester.run.canary_store import CanaryStore
 from harvester.run.harvest import PassLimits, PassSetup, Snapshot, harvest
 from harvester.store.journal.group_commit import GroupCommit
 from harvester.store.journal.journal import Journal
@@ -62,12 +63,19 @@ def everything_on(base_url: str, in_flight: int) -> HarvestConfig:
 
 
 async def one_pass(
-    config: HarvestConfig, seconds: float, meanwhile: Callable[[], Coroutine[Any, Any, None]] | None = None
+    config: HarvestConfig,
+    seconds: float,
+    meanwhile: Callable[[], Coroutine[Any, Any, None]] | None = None,
+    *,
+    rows: int | None = None,
+    look: Callable[[Path], None] = lambda _: None,
 ) -> Shots:
     """Harvest for so long into a store of its own; the counts five times a second.
 
     Args:
         meanwhile: starts with the pass and is cancelled at its end.
+        rows: ask so many, not without end.
+        look: is shown the store before it is removed.
     """
     shots: Shots = []
     aside = asyncio.create_task(meanwhile()) if meanwhile else None
@@ -77,7 +85,7 @@ async def one_pass(
             run = RunRecord("r", time.time(), config.teacher.teacher_id)
             await asyncio.wrap_future(writer.call(lambda journal: journal.begin_run(run)))
             await harvest(
-                requests(questions(), config),
+                requests(itertools.islice(questions(), rows), config),
                 PassSetup(
                     config=config,
                     key=None,
@@ -85,6 +93,8 @@ async def one_pass(
                     run_id="r",
                     limits=PassLimits(runtime_s=seconds, grace_s=5),
                     stop=asyncio.Event(),
+                    canaries=CanaryStore(Path(folder), run, run.purpose, print),
+                    complain=print,
                 ),
                 on_progress=lambda shot: shots.append((time.monotonic(), shot)),
             )
@@ -92,4 +102,5 @@ async def one_pass(
             await asyncio.to_thread(writer.close)
             if aside:
                 aside.cancel()
+        look(Path(folder))
     return shots

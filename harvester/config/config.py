@@ -32,6 +32,7 @@ from harvester.config.number_limits import (
     MAX_MIB,
     MAX_SAMPLES,
     MAX_USD_PER_MILLION,
+    MAX_WEIGHT,
 )
 from harvester.config.provider_presets import AppliedPreset
 from harvester.config.refused_keys import KEYS_WITH_OWN_PLACE, REFUSED_KEYS
@@ -80,11 +81,8 @@ TeacherName = Annotated[
 ]
 
 
-class LimitsSection(FrozenModel):
-    """Limits of the teacher that the operator knows; the others are learned.
-
-    With `replicas`, each address gets an equal share of the limits per minute and per day, which belong to
-    the credential. `max_concurrency` holds for each address.
+class RateLimitsSection(FrozenModel):
+    """Limits per minute and per day; None is none that the operator knows.
 
     Attributes:
         requests_per_minute: requests a minute, retries included.
@@ -93,7 +91,6 @@ class LimitsSection(FrozenModel):
         output_tokens_per_minute: tokens of answers a minute, likewise.
         requests_per_day: requests in any 24 hours.
         tokens_per_day: tokens of prompts and answers in any 24 hours.
-        max_concurrency: most requests in flight at once; the run uses fewer where more bring nothing.
     """
 
     requests_per_minute: Rate | None = None
@@ -102,7 +99,49 @@ class LimitsSection(FrozenModel):
     output_tokens_per_minute: Rate | None = None
     requests_per_day: Rate | None = None
     tokens_per_day: Rate | None = None
+
+
+class LimitsSection(RateLimitsSection):
+    """Limits of the teacher that the operator knows; the others are learned.
+
+    With several addresses, the limits per minute and per day belong to the credential: together the addresses
+    stay within them, and each gets the part that it can use. `max_concurrency` holds for each address.
+
+    Attributes:
+        max_concurrency: most requests in flight at once; the run uses fewer where more bring nothing.
+    """
+
     max_concurrency: int = Field(default=64, gt=0, le=MAX_CONNECTIONS)
+
+
+class ReplicaLimitsSection(RateLimitsSection):
+    """Limits of one address, beside its part of those of the credential.
+
+    Attributes:
+        max_concurrency: None for that of `[teacher.limits]`.
+    """
+
+    max_concurrency: int | None = Field(default=None, gt=0, le=MAX_CONNECTIONS)
+
+
+class ReplicaSection(FrozenModel):
+    """An address that serves the teacher's model with the same credential.
+
+    Attributes:
+        base_url: a further address, or `[teacher] base_url` to say more of that one.
+        weight: what its free places count, relative to those of others; and its part of the credential's
+            limits, where all could use more than they get.
+        limits: its own.
+    """
+
+    base_url: str
+    weight: float = Field(default=1.0, gt=0, le=MAX_WEIGHT)
+    limits: ReplicaLimitsSection = ReplicaLimitsSection()
+
+    @field_validator("base_url")
+    @classmethod
+    def _clean_url(cls, value: str) -> str:
+        return check_url(value)
 
 
 PricePerMillion = Annotated[float, Field(ge=0, le=MAX_USD_PER_MILLION)]
@@ -190,6 +229,11 @@ def _value_at(table: Mapping[str, Any], key: str) -> Any:
     return value
 
 
+def _is_empty(value: tuple[Any, ...]) -> bool:
+    """Whether there is none: then the hash of a configuration is what it was before the key existed."""
+    return not value
+
+
 class TeacherSection(FrozenModel):
     """The teacher to ask: one model, one credential.
 
@@ -205,6 +249,7 @@ class TeacherSection(FrozenModel):
         identity: a name for the teacher. It stands in the request keys in the place of `base_url`, so that a
             teacher that moves to another address stays the same. The terms go by the address all the same.
         replicas: further addresses that serve the same model with the same credential.
+        replica: the same, with limits and a weight of their own.
         allow_http: plain http also outside private networks, and with a credential.
         ca_file: PEM bundle to trust in addition to the public roots. Verification can't be switched off.
         idempotency_header: name of a header that carries the same value for all attempts at a request.
@@ -225,6 +270,7 @@ class TeacherSection(FrozenModel):
     api_key_env: str | None = None
     terms: str = ""
     replicas: tuple[str, ...] = ()
+    replica: tuple[ReplicaSection, ...] = Field(default=(), exclude_if=_is_empty)
     allow_http: bool = False
     ca_file: str | None = None
     idempotency_header: _IdempotencyHeader | None = None
@@ -247,6 +293,14 @@ class TeacherSection(FrozenModel):
     @classmethod
     def _clean_urls(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(check_url(url) for url in value)
+
+    @field_validator("replica")
+    @classmethod
+    def _each_once(cls, value: tuple[ReplicaSection, ...]) -> tuple[ReplicaSection, ...]:
+        urls = [replica.base_url for replica in value]
+        if twice := sorted({url for url in urls if urls.count(url) > 1}):
+            raise ValueError(f"{twice[0]} stands there twice: one entry for each address")
+        return value
 
     @field_validator("api_key_env", mode="before")
     @classmethod
@@ -284,8 +338,19 @@ class TeacherSection(FrozenModel):
 
     @property
     def base_urls(self) -> tuple[str, ...]:
-        """All addresses of this teacher, the identity's first."""
-        return (self.base_url, *self.replicas)
+        """All addresses of this teacher, each once, `base_url` first."""
+        urls = (self.base_url, *self.replicas, *(replica.base_url for replica in self.replica))
+        return tuple(dict.fromkeys(urls))
+
+    @property
+    def addresses(self) -> tuple[ReplicaSection, ...]:
+        """All addresses in the order of `base_urls`, with their limits and weights."""
+        described = {replica.base_url: replica for replica in self.replica}
+        return tuple(described.get(url) or ReplicaSection(base_url=url) for url in self.base_urls)
+
+    def max_concurrency_of(self, address: ReplicaSection) -> int:
+        """Most requests in flight at one address."""
+        return address.limits.max_concurrency or self.limits.max_concurrency
 
     @property
     def key_name(self) -> str:

@@ -14,3 +14,5 @@ MAX_CHOICES = 128
 MAX_CONNECTIONS = 65_535
 MAX_MIB = 2.0**30
 MAX_PER_MINUTE = 1e12
+# Largest weight of one address among several.
+MAX_WEIGHT = 1000.0

@@ -200,6 +200,10 @@ class AcceptSection(FrozenModel):
         return self
 
 
+# The default is left out of the hash of a configuration, which is what it was before the key existed.
+REPLICAS_EVERY_S = 30.0
+
+
 class CanarySection(FrozenModel):
     """A few prompts asked again on schedule, to detect whether the teacher has changed.
 
@@ -208,12 +212,17 @@ class CanarySection(FrozenModel):
         every_s: seconds from one round to the next.
         tolerance: largest mean share of words in which answers may differ from the first ones.
         pause: whether a change pauses the run until `harvester resume`.
+        replicas_every_s: how often each of several addresses is asked the first of the prompts, or a built-in
+            one, and compared with the others; 0 for never.
     """
 
     prompts: str | None = None
     every_s: Seconds = 3600
     tolerance: float = Field(default=0.5, ge=0, le=1)
     pause: bool = False
+    replicas_every_s: float = Field(
+        default=REPLICAS_EVERY_S, ge=0, le=YEAR_S, exclude_if=lambda value: value == REPLICAS_EVERY_S
+    )
 
 
 class ScheduleSection(FrozenModel):

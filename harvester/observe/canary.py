@@ -213,6 +213,8 @@ def load_known(store: Path) -> tuple[KnownReplies, int]:
         nonlocal last
         for sample in Corpus.open(store / paths.CANARY).samples(columns=_COLUMNS):
             number, key = sample.metadata.get("round", 0), sample.metadata.get("asks", "")
+            if not key:  # a check of an address
+                continue
             last = max(last, number)
             if number in rounds or not rounds:  # other rounds were interrupted before they were compared
                 text = sample.completion or sample.refusal or ""

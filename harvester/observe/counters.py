@@ -185,6 +185,15 @@ class Counters:
             "Answers of batches whose rows this run had not read from the prompts.", "{answer}", shown=RUN
         ),
     ] = 0
+    taken_back: Annotated[
+        int,
+        Metric(
+            "Answers of an address that was put aside, taken out of the store; their rows are asked again.",
+            "{answer}",
+            shown=RUN,
+            prometheus="taken_back_total",
+        ),
+    ] = 0
     possibly_billed: Annotated[
         int,
         Metric(

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harvester.errors import RunState
-from harvester.observe.status import budget_texts, calendar, rows_done, span
+from harvester.observe.status import budget_texts, calendar, replica_texts, rows_done, span
 from harvester.system.displays import can_draw, in_notebook
 from harvester.system.safe_text import one_line
 
@@ -118,6 +118,7 @@ def rows(status: Status) -> list[tuple[str, str]]:
         ("flight", f"{status.get('in_flight', 0):,} of a window of {status.get('window', 0):,}{waiting}")
     )
     lines += [("learned", text) for text in status.get("learned") or []]
+    lines += [("address", text) for text in replica_texts(status)]
     if (eta := status.get("eta_s")) and eta["high"] >= 1:
         lines.append(("left", f"{span(eta['low'])} to {span(eta['high'])}{_projected(status)}"))
     lines += calendar(status)
@@ -140,7 +141,7 @@ def rows(status: Status) -> list[tuple[str, str]]:
 
 
 # Labels of `rows` that `status_line` leaves out.
-_LONG = frozenset({"note", "done", "hours", "learned"})
+_LONG = frozenset({"note", "done", "hours", "learned", "address"})
 
 # Fields of the status that are shown if they are not 0, and their labels.
 _COUNTS = (

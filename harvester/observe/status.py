@@ -174,6 +174,7 @@ def status_lines(status: Mapping[str, Any]) -> list[str]:
     if status.get("waiting"):
         lines.append(f"waiting   {status['waiting']}")
     lines += [f"learned   {text}" for text in status.get("learned") or []]
+    lines += [f"address   {text}" for text in replica_texts(status)]
     lines += [f"shared    {text}" for text in _shared_texts(status)]
     if text := several_text(status):
         lines.append(f"n         {text}")
@@ -334,6 +335,25 @@ def _batches(status: Mapping[str, Any]) -> list[str]:
         f"batches   {waiting['batches']:,} with {counted(waiting['rows'], 'row')}, the oldest {age} old "
         f"({words}); cost up to ${waiting['reserved_microusd'] / 1e6:.4f}"
     ]
+
+
+def replica_texts(status: Mapping[str, Any]) -> list[str]:
+    """Say of each of several addresses how it does, and why it gets no rows where it gets none."""
+    texts = []
+    for replica in status.get("replicas") or []:
+        latency = replica.get("latency_s")
+        parts = [
+            f"{replica.get('answers_per_minute') or 0:,.0f} answers/min",
+            f"in flight {replica.get('in_flight', 0):,} of a window of {replica.get('window', 0):,}",
+            *([] if latency is None else [f"{latency:,.1f} s each"]),
+        ]
+        if share := replica.get("unusable_share"):
+            parts.append(f"{share:.1%} unusable")
+        if replica.get("taken_back"):
+            parts.append(f"{replica['taken_back']:,} taken back")
+        why = f" ({replica['why']})" if replica.get("why") else ""
+        texts.append(f"{replica.get('endpoint', '')}: {replica.get('state', '?')}{why}, {', '.join(parts)}")
+    return texts
 
 
 def _shared_texts(status: Mapping[str, Any]) -> list[str]:

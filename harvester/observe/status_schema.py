@@ -107,6 +107,16 @@ def status_model(counters: type[Counters]) -> type[_Lenient]:
         "SharedLimit",
         dict([*_all("share", Number), *_all("endpoint", Text), ("others", GenericAlias(list, (other,)))]),
     )
+    replica = lenient_model(
+        "Replica",
+        dict(
+            [
+                *_all("endpoint state why canary", Text),
+                *_all("window in_flight answers answers_per_minute part weight put_aside taken_back", Number),
+                *_all("latency_s unusable_share", Number | None),
+            ]
+        ),
+    )
     limits = lenient_model("Limits", dict(_all("requests_per_minute tokens_per_minute", Number | None)))
     return lenient_model(
         "StatusFile",
@@ -123,6 +133,7 @@ def status_model(counters: type[Counters]) -> type[_Lenient]:
                 ("complaints", list[Text]),
                 ("learned", list[Text]),
                 ("shared", GenericAlias(list, (lease,))),
+                ("replicas", GenericAlias(list, (replica,))),
                 ("holds", dict[str, _TextOrOmitted]),
                 ("limits", limits),
                 ("budget", dict[str, _NullableOrOmitted]),

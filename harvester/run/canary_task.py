@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,20 +29,15 @@ from harvester.errors import (
 )
 from harvester.observe import canary
 from harvester.observe.canary import CanaryReply, KnownReplies
-from harvester.observe.counters import Counters
 from harvester.prompts import reader
+from harvester.run.canary_store import Asker, CanaryStore
 from harvester.run.in_flight import answer_record
-from harvester.store import paths
-from harvester.store.journal.group_commit import GroupCommit
-from harvester.store.journal.journal import Journal
-from harvester.store.journal.records import RunRecord
 from harvester.store.journal.writer import AsyncWriter
 from harvester.system.clock import Clock
 from harvester.teacher.teacher import Teacher
 
 MOST_PROMPTS = 50
 AT_ONCE = 4
-SHARD_BYTES = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +47,7 @@ class CanaryContext:
     config: HarvestConfig
     root: Path
     store: Path
-    record: RunRecord
+    canaries: CanaryStore
     on_change: Callable[[str], Awaitable[None]]
     on_error: Callable[[Exception], None]
 
@@ -87,35 +81,27 @@ class CanaryTask:
         self.news: dict[str, Any] = {}
         self._context = context
         self._clock = clock
-        self._folder = context.store / paths.CANARY
         self._asking = asyncio.Lock()
-        self._spent = Counters()
+        self._spent = context.canaries.spent
 
     async def watch(self, teacher: Teacher) -> None:
         """Ask a round now and one every `every_s` seconds, until cancelled or the pass drains."""
+        canaries = self._context.canaries
         try:
-            writer = GroupCommit(await asyncio.to_thread(Journal.open, self._folder))
-        except StoreError as error:
-            self._stop(error)
-            return
-        ending = Ending.INTERRUPTED
-        try:
-            async_writer = AsyncWriter(writer, self._context.on_error)
-            record = replace(self._context.record, purpose="eval")
-            await async_writer.call(lambda journal: journal.begin_run(record))
-            await async_writer.start()
-            aside = Teacher(teacher.endpoints, async_writer, self._spent, record.run_id)
-            known, number = await asyncio.to_thread(canary.load_known, self._context.store)
-            self.news.update(canary.canary_status(canary.read_rounds(self._context.store)))
-            while True:
-                known, number = await self._turn(aside, async_writer, known, number)
-                await self._clock.sleep(self._context.config.canary.every_s)
-        except NotSent:
-            ending = Ending.COMPLETE
+            async with canaries.asker(teacher.endpoints) as asker:
+                try:
+                    await self._watch(asker)
+                except NotSent:
+                    canaries.ending = Ending.COMPLETE
         except HarvesterError as error:
             self._stop(error)
-        finally:
-            await asyncio.shield(asyncio.to_thread(self._close, writer, ending))
+
+    async def _watch(self, asker: Asker) -> None:
+        known, number = await asyncio.to_thread(canary.load_known, self._context.store)
+        self.news.update(canary.canary_status(canary.read_rounds(self._context.store)))
+        while True:
+            known, number = await self._turn(asker.teacher, asker.writer, known, number)
+            await self._clock.sleep(self._context.config.canary.every_s)
 
     async def _turn(
         self, teacher: Teacher, async_writer: AsyncWriter, known: KnownReplies, number: int
@@ -206,7 +192,7 @@ class CanaryTask:
         entry = {
             "round": number,
             "at": round(self._clock.wall(), 3),
-            "run_id": self._context.record.run_id,
+            "run_id": self._context.canaries.record.run_id,
             "asked": sent,
             "answered": answered,
             **finding.as_dict(),
@@ -249,15 +235,3 @@ class CanaryTask:
             )
             for same, request in zip(*asks, strict=True)
         ]
-
-    def _close(self, writer: GroupCommit, ending: Ending) -> None:
-        from harvester.store.shards import seal
-
-        run_id, at = self._context.record.run_id, time.time()
-        with contextlib.suppress(StoreError):
-            writer.call(
-                lambda j: seal.seal(j, self._folder, target_bytes=SHARD_BYTES, everything=True)
-            ).result()
-            writer.call(lambda j: j.end_run(run_id, ending, 0, at)).result()
-        with contextlib.suppress(StoreError):
-            writer.close()

@@ -11,6 +11,7 @@ import contextlib
 import math
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harvester.api.client import Client
@@ -18,21 +19,25 @@ from harvester.api.joining import join, may_join
 from harvester.api.types import Request
 from harvester.config.config import HarvestConfig
 from harvester.config.transport import Transport
-from harvester.errors import Ending, HarvesterError, Parked, PromptError
+from harvester.errors import Ending, HarvesterError, NotSent, Parked, PromptError
 from harvester.observe.counters import Counters, PassLimits, PassResult, Snapshot, snapshot
 from harvester.run.accept import Acceptance, AcceptSetup
+from harvester.run.canary_store import CanaryStore
 from harvester.run.canary_task import CanaryTask
 from harvester.run.control.settings import RuntimeSettings
 from harvester.run.dead_letters import PossiblyBilledRequests
 from harvester.run.endings import PassEnding
 from harvester.run.in_flight import InFlight
+from harvester.run.replica_watch import ReplicaWatch
 from harvester.run.served_models import ServedModels
+from harvester.run.unproven import Unproven
 from harvester.run.workers import Worker, WorkerPool
 from harvester.store.journal.batches import StoredBatch, waiting_batches
 from harvester.store.journal.group_commit import GroupCommit
 from harvester.store.journal.journal import Journal
 from harvester.store.journal.writer import AsyncWriter
 from harvester.store.maintain.bill import compute_spent
+from harvester.store.maintain.seal_hold import SealHold
 from harvester.store.reuse import ReuseIndex
 from harvester.system.clock import Clock, SystemClock
 from harvester.teacher.choice_limit import ChoiceLimit
@@ -64,12 +69,14 @@ Feed = Iterator[Request | None]
 class PassSetup:
     """What a pass is started with.
 
-    `key` is the teacher's credential, None for none. `writer` is the store's only writer during the
-    pass, which doesn't close it. `run_id` names a run that the journal has begun. `limits` are ceilings in
+    `key` is the teacher's credential, None for none. `writer` is the store's only writer during the pass,
+    which doesn't close it. `run_id` names a run that the journal has begun. `limits` are ceilings in
     addition to those of `config`. Setting `stop` drains the pass: requests in flight get `limits.grace_s`.
     `accept` is None without `[accept]`. `finish_by` is the deadline in Unix seconds, None for none.
-    `complain` notes an error that does not end the pass. `batch_clock` governs polls and the age of batches;
-    None is `clock`. `config_path` is the path of harvest.toml, which other harvests show.
+    `complain` notes an error that does not end the pass. `batch_clock` governs polls and the age of
+    batches; None is `clock`. `config_path` is the path of harvest.toml, which other harvests show. `hold`
+    is what the sealing beside the pass respects. `canaries` keeps what checks of several addresses are
+    answered; None for no such checks. `root` is the folder of harvest.toml.
     """
 
     config: HarvestConfig
@@ -84,6 +91,9 @@ class PassSetup:
     complain: Callable[[HarvesterError], None] = lambda _: None
     batch_clock: Clock | None = None
     config_path: str = ""
+    hold: SealHold = field(default_factory=SealHold)
+    canaries: CanaryStore | None = None
+    root: Path = Path()
 
 
 async def harvest(
@@ -115,8 +125,9 @@ async def harvest(
             cancel_batches = None if batches is None else batches.cancel_at_end
             limit = parts.worker.choice_limit
             others = None if shared is None else shared.gauges
-            endpoints, resize = parts.teacher.endpoints, parts.workers.resize
-            on_settings(RuntimeSettings(endpoints, resize, limit, cancel_batches, others))
+            endpoints = parts.teacher.endpoints
+            replicas = endpoints.gauges if parts.replicas is None else parts.replicas.gauges
+            on_settings(RuntimeSettings(endpoints, limit, replicas, cancel_batches, others))
             return await _Pass(setup, parts, batches, on_progress).run(feed, canary)
 
 
@@ -134,6 +145,7 @@ class PassParts:
     worker: Worker
     workers: WorkerPool
     acceptance: Acceptance | None = None
+    replicas: ReplicaWatch | None = None
 
 
 async def open_parts(setup: PassSetup, client: Client) -> PassParts:
@@ -160,6 +172,16 @@ async def open_parts(setup: PassSetup, client: Client) -> PassParts:
     teacher = Teacher(endpoints, writer, tally, setup.run_id)
     served_models = ServedModels(tally, strict=config.run.strict_model, providers=config.providers)
     choice_limit = await writer.call(lambda journal: ChoiceLimit.of(journal, config.teacher))
+    unproven = Unproven(
+        writer,
+        in_flight,
+        tally,
+        clock,
+        config.teacher.model,
+        setup.hold,
+        lambda requests: workers.put_first(requests),
+        asks_again=acceptance is None,
+    )
     worker = Worker(
         teacher,
         writer,
@@ -170,7 +192,14 @@ async def open_parts(setup: PassSetup, client: Client) -> PassParts:
         choice_limit,
         config.teacher.price,
         max_unusable=config.run.max_unusable,
+        unproven=unproven,
     )
+    places = sum(map(config.teacher.max_concurrency_of, config.teacher.addresses))
+    workers = WorkerPool(places, lambda: endpoints.workers, worker.serve)
+    endpoints.on_room = workers.adjust
+    replicas = _replica_watch(setup, endpoints, unproven)
+    if replicas is not None:
+        await unproven.load_earlier(config.teacher.base_urls)
     return PassParts(
         ending,
         tally,
@@ -180,9 +209,19 @@ async def open_parts(setup: PassSetup, client: Client) -> PassParts:
         limiter_state,
         Preflight(client, endpoints, config.teacher.model),
         worker,
-        WorkerPool(config.teacher.limits.max_concurrency * len(config.teacher.base_urls), worker.serve),
+        workers,
         acceptance,
+        replicas,
     )
+
+
+def _replica_watch(setup: PassSetup, endpoints: Endpoints, unproven: Unproven) -> ReplicaWatch | None:
+    """Build what checks the addresses of a teacher, if there are several and they are to be checked."""
+    config, canaries = setup.config, setup.canaries
+    is_off = canaries is None or config.score is not None or not config.canary.replicas_every_s
+    if canaries is None or is_off or len(endpoints.queues) < 2:
+        return None
+    return ReplicaWatch(config, setup.root, endpoints, unproven, canaries, setup.complain)
 
 
 @contextlib.asynccontextmanager
@@ -281,12 +320,18 @@ class _Pass:
                     background.append(self._parts.acceptance.judge_rows())
                 if canary is not None:
                     background.append(canary.watch(self._parts.teacher))
+                if self._parts.replicas is not None:
+                    background.append(self._parts.replicas.watch())
                 if self._batches is not None:
                     background.append(self._batches.watch())
                 tasks = [group.create_task(work) for work in background]
+                if self._parts.replicas is not None and self._parts.replicas.has_earlier:
+                    await group.create_task(self._prove_earlier(self._parts.replicas))
                 await group.create_task(self._read(feed))
                 if self._batches is not None:
                     await group.create_task(self._finish_batches(self._batches))
+                if self._parts.replicas is not None:
+                    await group.create_task(self._prove(self._parts.replicas))
                 await self._finish(canary)
                 for task in tasks:
                     task.cancel()
@@ -300,6 +345,27 @@ class _Pass:
         """Wait until batches hold no rows any more, or the pass drains."""
         try:
             await batches.finish()
+        except HarvesterError as error:
+            self._parts.ending.fail(error)
+
+    async def _prove_earlier(self, replicas: ReplicaWatch) -> None:
+        """Check the addresses that an earlier run left unproven, before the prompts are looked up."""
+        try:
+            await self._parts.preflight.check()
+            await replicas.prove_earlier()
+        except Parked as parked:
+            self._parts.ending.park(parked)
+        except HarvesterError as error:
+            self._parts.ending.fail(error)
+
+    async def _prove(self, replicas: ReplicaWatch) -> None:
+        """Check all addresses a last time, until no row is asked again for it."""
+        await self._parts.workers.wait_until_idle()
+        try:
+            while await replicas.finish():
+                await self._parts.workers.wait_until_idle()
+        except NotSent:  # it drains
+            return
         except HarvesterError as error:
             self._parts.ending.fail(error)
 

@@ -167,6 +167,12 @@ class InFlight:
         letter = dead_record(request, self._possibly_billed.relabel(failure), self._clock.wall())
         self._writer.submit(replace(letter, batch=batch), stored)
 
+    def keep(self, request: Request) -> None:
+        """A request that was to be asked again keeps its answer: write down who waited for the new one."""
+        self._completed.add(request.key)
+        for follower in self._followers.pop(request.key, []):
+            self._add_asker(follower, request.key)
+
     def release(self, request: Request) -> None:
         """Forget a request without writing anything: the next run sends it, and its followers, again."""
         self._followers.pop(request.key, None)

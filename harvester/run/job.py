@@ -34,6 +34,7 @@ from harvester.prompts import bad_lines, completed_files, file_versions
 from harvester.prompts.feed import PromptFeed
 from harvester.run import endings, schedule_watch, terms_watch
 from harvester.run.accept import AcceptSetup, prepare_accept
+from harvester.run.canary_store import CanaryStore
 from harvester.run.canary_task import CanaryContext, CanaryTask
 from harvester.run.control import server
 from harvester.run.control.settings import RunControl, RuntimeSettings
@@ -54,6 +55,7 @@ from harvester.store.journal.group_commit import GroupCommit, on_writer
 from harvester.store.journal.journal import Journal
 from harvester.store.journal.lock import StoreLock
 from harvester.store.journal.records import RunRecord
+from harvester.store.maintain.seal_hold import SealHold
 from harvester.store.shards.manifest import read_manifest
 from harvester.store.terms_check import require_unsealed_permitted
 from harvester.system.background import StopRequests
@@ -158,8 +160,10 @@ class RunParts:
     stop: Stop
     control: RunControl
     feed: PromptFeed
+    canaries: CanaryStore
     canary: CanaryTask | None
     mirror: MirrorTask | None
+    hold: SealHold
     heartbeat: Heartbeat
     operator: OperatorCommands
     drain: Callable[[Ending, str], None]
@@ -190,7 +194,9 @@ async def _open(host: Host, writer: GroupCommit, clock: Clock, batch_clock: Cloc
     stored_pauses = StoredPauses(control, writer, record.teacher_id)
     await stored_pauses.restore()
     feed = PromptFeed(prepared.config, prepared.root, errors.add, prepared.skipped, prepared.rules)
-    canary = _canary(prepared, record, stored_pauses, errors, clock)
+    purpose = record.purpose if prepared.config.canary.prompts is None else "eval"
+    canaries = CanaryStore(prepared.store, record, purpose, errors.add)
+    canary = _canary(prepared, canaries, stored_pauses, errors, clock)
     canary_news = canary.news if canary is not None else {}
     mirror = _mirror(prepared, writer, errors)
     mirror_news = mirror.news if mirror is not None else None
@@ -213,8 +219,10 @@ async def _open(host: Host, writer: GroupCommit, clock: Clock, batch_clock: Cloc
         stop=stop,
         control=control,
         feed=feed,
+        canaries=canaries,
         canary=canary,
         mirror=mirror,
+        hold=SealHold(),
         heartbeat=heartbeat,
         operator=OperatorCommands(control, stored_pauses, heartbeat.status, drain),
         drain=drain,
@@ -255,7 +263,7 @@ def _facts(prepared: Prepared, record: RunRecord) -> dict[str, Any]:
 
 
 def _canary(
-    prepared: Prepared, record: RunRecord, stored_pauses: StoredPauses, errors: ErrorLog, clock: Clock
+    prepared: Prepared, canaries: CanaryStore, stored_pauses: StoredPauses, errors: ErrorLog, clock: Clock
 ) -> CanaryTask | None:
     """Build the canary task, if canary prompts are configured."""
     settings = prepared.config.canary
@@ -267,7 +275,7 @@ def _canary(
         if settings.pause:
             await stored_pauses.pause_for_drift(change)
 
-    context = CanaryContext(prepared.config, prepared.root, prepared.store, record, on_change, errors.add)
+    context = CanaryContext(prepared.config, prepared.root, prepared.store, canaries, on_change, errors.add)
     return CanaryTask(context, clock)
 
 
@@ -361,7 +369,7 @@ async def _seal_meanwhile(parts: RunParts) -> None:
     from harvester.store.maintain import seal_task
 
     prepared = parts.prepared
-    await seal_task.seal_periodically(prepared.store, parts.writer, _shard_bytes(prepared))
+    await seal_task.seal_periodically(prepared.store, parts.writer, _shard_bytes(prepared), parts.hold)
 
 
 def _load_arrow() -> None:
@@ -420,6 +428,9 @@ async def _harvest(parts: RunParts) -> PassResult:
         complain=parts.errors.add,
         batch_clock=parts.batch_clock,
         config_path=str(prepared.path.resolve()),
+        hold=parts.hold,
+        canaries=parts.canaries,
+        root=prepared.root,
     )
 
     def on_settings(settings: RuntimeSettings) -> None:
@@ -479,7 +490,7 @@ async def _seal(parts: RunParts, result: PassResult, exit_code: int, error: Harv
     store, writer = parts.prepared.store, parts.writer
     try:
         if result.ending != Ending.ABORTED and parts.stop.refused is None:
-            sealed_rows = await seal_task.seal_all(store, writer, _shard_bytes(parts.prepared))
+            sealed_rows = await seal_task.seal_all(store, writer, _shard_bytes(parts.prepared), parts.hold)
     finally:
         run_id, ending, ended_at = parts.run_id, result.ending, time.time()
         await on_writer(writer, lambda journal: journal.end_run(run_id, ending, exit_code, ended_at))
@@ -496,7 +507,7 @@ def _shard_bytes(prepared: Prepared) -> int:
 async def _note_completed_files(parts: RunParts, counts: Snapshot) -> None:
     """Note the prompt files as completed, if they did not change meanwhile and no line was passed over."""
     prepared, digest = parts.prepared, parts.prepared.digest
-    if digest is None or prepared.bad or counts.rows != prepared.rows_total:
+    if digest is None or prepared.bad or counts.rows != prepared.rows_total or counts.taken_back:
         return
     try:
         now = await asyncio.to_thread(completed_files.digest_of, prepared.config, prepared.root)

@@ -207,6 +207,11 @@ def _check_requests(config: HarvestConfig, path: Path) -> None:
         if value is not None and name.endswith("_per_minute"):
             place = f"{path}: teacher.limits"
             policies.require_rate_within_patience(name, value, endpoints, config.run.patience_s, place=place)
+    for replica in config.teacher.replica:
+        for name, value in replica.limits.model_dump().items():
+            if value is not None and name.endswith("_per_minute"):
+                place = f"{path}: teacher.replica {replica.base_url} limits"
+                policies.require_rate_within_patience(name, value, 1, config.run.patience_s, place=place)
 
 
 def _check_canaries(config: HarvestConfig, root: Path) -> None:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from harvester.api.max_tokens import positive_max_tokens_of
-from harvester.config.config import HarvestConfig, LimitsSection
+from harvester.config.config import HarvestConfig, LimitsSection, RateLimitsSection, ReplicaSection
 from harvester.config.overrides import Overrides
 from harvester.config.run_section import CeilingSection
 from harvester.config.shard import Shard
@@ -46,7 +46,12 @@ def with_shard(config: HarvestConfig, flags: Overrides) -> tuple[HarvestConfig, 
     budget: dict[str, Any] = {name: _ceiling(getattr(config.budget, name), shard) for name in _SPANS}
     top = _ceiling(config.budget, shard)
     changes: dict[str, Any] = {
-        "teacher": config.teacher.model_copy(update={"limits": _limits(config.teacher.limits, shard)}),
+        "teacher": config.teacher.model_copy(
+            update={
+                "limits": _limits(config.teacher.limits, shard),
+                "replica": tuple(_replica(replica, shard) for replica in config.teacher.replica),
+            }
+        ),
         "store": config.store.model_copy(update={"path": shard.store(config.store.path)}),
         "run": config.run.model_copy(update={"shard": str(shard)}),
         "budget": config.budget.model_copy(update={**budget, "usd": top.usd, "tokens": top.tokens}),
@@ -67,12 +72,19 @@ def _require_parts(config: HarvestConfig, flags: Overrides, shard: Shard) -> Non
     Raises:
         ConfigError: names the limit or the ceiling, the number of shards, and the remedy.
     """
-    in_flight = config.teacher.limits.max_concurrency
-    if in_flight < shard.of:
+    places = {"teacher.limits": config.teacher.limits.max_concurrency}
+    places |= {
+        f"teacher.replica {replica.base_url} limits": replica.limits.max_concurrency
+        for replica in config.teacher.replica
+        if replica.limits.max_concurrency is not None
+    }
+    for place, in_flight in places.items():
+        if in_flight >= shard.of:
+            continue
         raise ConfigError(
             f"max_concurrency = {in_flight:,} can't be shared by {shard.of:,} shards: each needs one request "
             "in flight",
-            place="teacher.limits.max_concurrency",
+            place=f"{place}.max_concurrency",
             remedy=f"use {in_flight:,} shards or fewer, or raise max_concurrency to {shard.of:,} or more",
         )
     if config.accept is not None and config.accept.until is not None and config.accept.until < shard.of:
@@ -109,12 +121,25 @@ def _token_ceilings(config: HarvestConfig, flags: Overrides) -> Iterator[tuple[s
 
 
 def _limits(limits: LimitsSection, shard: Shard) -> LimitsSection:
-    rates = {
+    count = shard.count(limits.max_concurrency)
+    return limits.model_copy(update={**_rates(limits, shard), "max_concurrency": count})
+
+
+def _rates(limits: RateLimitsSection, shard: Shard) -> dict[str, float]:
+    """Return the shard's part of each limit per minute or day."""
+    return {
         name: value / shard.of
-        for name, value in limits.model_dump(exclude={"max_concurrency"}).items()
-        if value is not None
+        for name in RateLimitsSection.model_fields
+        if (value := getattr(limits, name)) is not None
     }
-    return limits.model_copy(update={**rates, "max_concurrency": shard.count(limits.max_concurrency)})
+
+
+def _replica(replica: ReplicaSection, shard: Shard) -> ReplicaSection:
+    limits = replica.limits
+    most = limits.max_concurrency
+    concurrency = {} if most is None else {"max_concurrency": shard.count(most)}
+    parts = limits.model_copy(update={**_rates(limits, shard), **concurrency})
+    return replica.model_copy(update={"limits": parts})
 
 
 def _ceiling(ceiling: CeilingSection, shard: Shard) -> CeilingSection:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 from harvester.api.choices import Choices
@@ -28,6 +29,7 @@ from harvester.run.dead_letters import FailureStreak, as_rejected_prompt, is_for
 from harvester.run.endings import FEWEST_ANSWERS, PassEnding, too_many_unusable
 from harvester.run.in_flight import InFlight, answer_group, answer_record
 from harvester.run.served_models import ServedModels
+from harvester.run.unproven import Unproven
 from harvester.store.journal.records import Answer, AnswerGroup, BatchRef
 from harvester.store.journal.writer import AsyncWriter
 from harvester.teacher.choice_limit import ChoiceLimit
@@ -53,6 +55,7 @@ class Worker:
     price: PriceSection | None = None
     streak: FailureStreak = field(default_factory=FailureStreak)
     max_unusable: float | None = None
+    unproven: Unproven | None = None
 
     async def serve(self, request: Request) -> None:
         """Ask one request; store its answers, or hold the failure. Raises nothing that a request can cause.
@@ -150,6 +153,9 @@ class Worker:
                 self.ending.park(Parked(0.0, why))
 
         self.writer.submit(record, stored)
+        if self.unproven is not None:
+            for row, _, answer in pairs:
+                self.unproven.add(row, answer)
         self.served_models.note(answered.completion)
         return [] if choices is None else await self._rest_of(request, choices)
 
@@ -232,47 +238,80 @@ class WorkerPool:
     """Tasks that take requests from one bounded queue.
 
     Args:
-        size: number of workers, and of places in the queue.
+        places: places in the queue.
+        wanted: returns how many workers there should be now, at least one.
         serve: what a worker does with a request; it raises only what ends the pass.
     """
 
-    def __init__(self, size: int, serve: Callable[[Request], Awaitable[None]]) -> None:
-        self._size = size
+    def __init__(
+        self, places: int, wanted: Callable[[], int], serve: Callable[[Request], Awaitable[None]]
+    ) -> None:
+        self._wanted = wanted
         self._serve = serve
-        self._queue: asyncio.Queue[Request | None] = asyncio.Queue(maxsize=size)
-        self._workers: list[asyncio.Task[None]] = []
+        self._queue: asyncio.Queue[Request | None] = asyncio.Queue(maxsize=places)
+        # Requests that are served before those of the queue.
+        self._first: deque[Request] = deque()
+        self._workers: set[asyncio.Task[None]] = set()
+        self._busy = 0
+        self._became_idle = asyncio.Event()
         self._group: asyncio.TaskGroup | None = None
 
     def start(self, group: asyncio.TaskGroup) -> None:
-        """Start all workers as tasks of this group."""
+        """Start workers as tasks of this group."""
         self._group = group
-        self.resize(self._size)
+        self.adjust()
 
-    def resize(self, size: int) -> None:
-        """Set the number of workers; surplus workers exit after their current request."""
-        self._size = size
+    @property
+    def size(self) -> int:
+        """Number of workers."""
+        return len(self._workers)
+
+    def adjust(self) -> None:
+        """Start the workers that are missing; surplus workers exit after their current request."""
         if self._group is None:
             return
-        for number in range(size):
-            if number == len(self._workers):
-                self._workers.append(self._group.create_task(self._work(number)))
-            elif self._workers[number].done():
-                self._workers[number] = self._group.create_task(self._work(number))
+        for _ in range(self._wanted() - len(self._workers)):
+            work = self._work()
+            try:
+                worker = self._group.create_task(work)
+            except RuntimeError:  # the group ends
+                work.close()
+                self._group = None
+                return
+            self._workers.add(worker)
+            worker.add_done_callback(self._workers.discard)
 
     @property
     def queue_is_empty(self) -> bool:
         """No request waits for a worker."""
-        return self._queue.empty()
+        return self._queue.empty() and not self._first
 
     async def put(self, request: Request) -> None:
         """Queue a request; waits while the queue is full."""
         await self._queue.put(request)
 
+    def put_first(self, requests: Iterable[Request]) -> None:
+        """Queue requests before all others, without a bound."""
+        self._first.extend(requests)
+        self._wake()
+
+    def _wake(self) -> None:
+        """Make workers that wait for a request look again."""
+        if self._queue.empty():
+            while self._first and not self._queue.full():
+                self._queue.put_nowait(self._first.popleft())
+
+    async def wait_until_idle(self) -> None:
+        """Return when no request waits and none is worked on."""
+        while self._busy or not self.queue_is_empty:
+            self._became_idle.clear()
+            await self._became_idle.wait()
+
     async def finish(self) -> None:
         """Return when the queue is drained and all workers have exited. No request may be put afterwards."""
         await self._queue.put(None)
-        while busy := [worker for worker in self._workers if not worker.done()]:
-            await asyncio.wait(busy)
+        while self._workers:
+            await asyncio.wait(list(self._workers))
         self._group = None
 
     async def cancel(self) -> None:
@@ -280,15 +319,28 @@ class WorkerPool:
 
         Runs until cancelled itself.
         """
+        self._group = None
         for worker in self._workers:
             worker.cancel()
         while True:
             await self._queue.get()
 
-    async def _work(self, number: int) -> None:
-        while number < self._size:
-            request = await self._queue.get()
+    async def _work(self) -> None:
+        while True:
+            request = self._first.popleft() if self._first else await self._queue.get()
             if request is None:
+                if self._first:  # what was put first comes before the end
+                    self._queue.put_nowait(None)
+                    continue
                 self._queue.put_nowait(None)  # the other workers end by it too
                 return
-            await self._serve(request)
+            self._busy += 1
+            try:
+                await self._serve(request)
+            finally:
+                self._busy -= 1
+                if not self._busy:
+                    self._became_idle.set()
+            if len(self._workers) > self._wanted() and (worker := asyncio.current_task()) is not None:
+                self._workers.discard(worker)  # at once: the others count
+                return

@@ -6,10 +6,10 @@ under which status.json and the journal store the limit; nothing decides by it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
-from harvester.config.config import LimitsSection
+from harvester.config.config import RateLimitsSection
 
 SECOND_S = 1.0
 MINUTE_S = 60.0
@@ -54,11 +54,15 @@ class Quantity(Enum):
 
 @dataclass(frozen=True, slots=True)
 class LimitKey:
-    """One limit of a teacher: what is counted, and over how many seconds."""
+    """One limit of a teacher: what is counted, and over how many seconds.
+
+    `is_own` marks what one address may take, beside its part of the same limit of the credential.
+    """
 
     quantity: Quantity
     period_s: float
     is_learned: bool = False
+    is_own: bool = False
 
     @property
     def lasts_longer(self) -> bool:
@@ -70,7 +74,8 @@ class LimitKey:
         """Name for people, status.json and the journal, as in "tokens per minute"."""
         period = _PERIOD_NAMES.get(self.period_s) or f"{self.period_s:g} s"
         learned = ", learned from refusals" if self.is_learned else ""
-        return f"{self.quantity.value} per {period}{learned}"
+        own = ", of this address" if self.is_own else ""
+        return f"{self.quantity.value} per {period}{learned}{own}"
 
 
 REQUESTS_PER_MINUTE = LimitKey(Quantity.REQUESTS, MINUTE_S)
@@ -83,8 +88,12 @@ TOKENS_PER_DAY = LimitKey(Quantity.TOKENS, DAY_S)
 LEARNED_REQUESTS = LimitKey(Quantity.REQUESTS, SECOND_S, is_learned=True)
 
 
-def configured_limits(limits: LimitsSection) -> dict[LimitKey, float]:
-    """The limits that `[teacher.limits]` sets, each in units per its own period."""
+def configured_limits(limits: RateLimitsSection, *, is_own: bool = False) -> dict[LimitKey, float]:
+    """The limits that a table sets, each in units per its own period.
+
+    Args:
+        is_own: the table is that of one address, not of the credential.
+    """
     values = {
         REQUESTS_PER_MINUTE: limits.requests_per_minute,
         TOKENS_PER_MINUTE: limits.tokens_per_minute,
@@ -93,4 +102,4 @@ def configured_limits(limits: LimitsSection) -> dict[LimitKey, float]:
         REQUESTS_PER_DAY: limits.requests_per_day,
         TOKENS_PER_DAY: limits.tokens_per_day,
     }
-    return {key: float(value) for key, value in values.items() if value is not None}
+    return {replace(key, is_own=is_own): float(value) for key, value in values.items() if value is not None}

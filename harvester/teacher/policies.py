@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from harvester.config.budget_spans import BudgetSpan
 from harvester.config.config import HarvestConfig, PriceSection
@@ -24,6 +24,7 @@ class Policies:
 
     Attributes:
         limiters: one per endpoint, by base URL.
+        weights: of the endpoints, by base URL; one that is not there has 1.
         price: None where the cost is not known.
         patience_s: longest wait for the teacher before the pass parks.
     """
@@ -34,6 +35,7 @@ class Policies:
     clock: Clock
     price: PriceSection | None = None
     patience_s: float = math.inf
+    weights: Mapping[str, float] = field(default_factory=dict)
 
 
 def require_rate_within_patience(
@@ -81,33 +83,36 @@ def build_policies(
         clock,
         config.teacher.price,
         config.run.patience_s,
+        {address.base_url: address.weight for address in config.teacher.addresses},
     )
 
 
 def _limiters(config: HarvestConfig, now: float) -> dict[str, Limiter]:
     """A limiter per endpoint.
 
-    Limits on the rate belong to the credential: each endpoint gets an equal share. The limit on requests in
-    flight holds for each endpoint.
+    Limits of `[teacher.limits]` on the rate belong to the credential: each endpoint begins with a part by
+    its weight. The limit on requests in flight holds for each endpoint, as do its own limits.
     """
     teacher, run = config.teacher, config.run
-    endpoints = len(teacher.base_urls)
-    shares = {
-        name: value / endpoints
-        for name, value in teacher.limits.model_dump(exclude={"max_concurrency"}).items()
-        if value is not None
-    }
-    connections = open_files.connections_allowed(teacher.limits.max_concurrency * endpoints) // endpoints
-    connections = max(1, connections)
-    limits = teacher.limits.model_copy(update={**shares, "max_concurrency": connections})
+    weights = sum(address.weight for address in teacher.addresses)
+    wanted = {address.base_url: teacher.max_concurrency_of(address) for address in teacher.addresses}
+    allowed = open_files.connections_allowed(sum(wanted.values())) / sum(wanted.values())
     deadline_s = run.deadline_for(config.sampling.max_tokens or 0)
-    limiters = {
-        url: Limiter(limits, now, deadline_s=deadline_s, patience_s=run.patience_s)
-        for url in teacher.base_urls
-    }
-    if connections < teacher.limits.max_concurrency:
-        for limiter in limiters.values():
+    limiters = {}
+    for address in teacher.addresses:
+        most = wanted[address.base_url]
+        connections = max(1, int(most * allowed))
+        limiter = Limiter(
+            teacher.limits.model_copy(update={"max_concurrency": connections}),
+            now,
+            own=address.limits,
+            part=address.weight / weights,
+            deadline_s=deadline_s,
+            patience_s=run.patience_s,
+        )
+        if connections < most:
             limiter.window.explain_ceiling(OPEN_FILES_NOTE)
+        limiters[address.base_url] = limiter
     return limiters
 
 

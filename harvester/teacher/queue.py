@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 from harvester.errors import (
     AttemptTimeout,
@@ -25,6 +25,7 @@ from harvester.errors import (
 )
 from harvester.system import open_files
 from harvester.system.clock import Clock
+from harvester.teacher.answer_pace import AnswerPace
 from harvester.teacher.circuit_breaker import CircuitBreaker
 from harvester.teacher.limits import Charge
 from harvester.teacher.rate_limiter import Limiter, RefusedRow
@@ -59,6 +60,21 @@ class OtherEndpoints:
     def wake_others(self, endpoint: str) -> None:
         """Tell the requests that wait at others that this endpoint has a free place."""
 
+    def departed(self) -> None:
+        """Note that a request was sent: the window of its endpoint may have grown."""
+
+
+class Elsewhere:
+    """Where else a request could go that waits at an endpoint. This base is for one that could go nowhere."""
+
+    def free(self) -> EndpointQueue | None:
+        """Another endpoint that would admit the request at once, None for none."""
+        return None
+
+    def soonest_s(self) -> float:
+        """Seconds until there may be one, infinity where that is not known."""
+        return math.inf
+
 
 class EndpointQueue:
     """Admits requests to one endpoint as its limiter and its circuit breaker allow.
@@ -71,6 +87,8 @@ class EndpointQueue:
     Attributes:
         changed: set to make the head of the queue compute its wait again.
         hold_reason: why an operator or a watch holds the pass, "" when nothing does.
+        aside_reason: why the endpoint gets no rows, as its answers are no good; "" for one that gets them.
+        pace: how many answers came lately, and how long they took.
     """
 
     def __init__(
@@ -90,6 +108,8 @@ class EndpointQueue:
         self.draining = draining or asyncio.Event()
         self.changed = asyncio.Event()
         self.hold_reason = ""
+        self.aside_reason = ""
+        self.pace = AnswerPace()
         self._patience_s = patience_s
         self._others = others or OtherEndpoints()
         self._head_turn = asyncio.Lock()
@@ -116,25 +136,60 @@ class EndpointQueue:
         return self.limiter.waiting_reason(self._head, self.clock.now()) if is_waiting else ""
 
     @property
+    def state(self) -> tuple[str, str]:
+        """What the endpoint does, as a word, and why; the reason is "" where there is nothing to say."""
+        if self.aside_reason:
+            return "aside", self.aside_reason
+        if self.breaker.is_open:
+            return "down", self._last_error
+        paused_s = self.limiter.paused_until - self.clock.now()
+        if self.hold_reason or paused_s > 0:
+            return "paused", self.hold_reason or f"{self.limiter.pause_now.reason}, {paused_s:.0f} s"
+        return "up", self.waiting_reason()
+
+    @property
     def is_down(self) -> bool:
         """Whether the breaker is open, or the teacher asked for a wait beyond our patience."""
         return self.breaker.is_open or (self.limiter.paused_until - self.clock.now() > self._patience_s)
 
-    def load(self) -> tuple[int, float]:
+    @property
+    def gets_rows(self) -> bool:
+        """Whether the endpoint is up and not put aside."""
+        return not self.is_down and not self.aside_reason
+
+    def put_aside(self, reason: str) -> None:
+        """Send no rows to this endpoint for this reason; "" lets it have rows again."""
+        self.aside_reason = reason
+        self.changed.set()
+        self._others.wake_others("")
+
+    def load(self, weight: float = 1.0) -> tuple[int, float]:
         """Tier and load; the endpoint with the least is chosen.
 
-        Tier 0: down, and due for a probe. Tier 1: up, with its queued and running requests per place in the
-        window. Tier 2: down.
+        Tier 0: down, and due for a probe. Tier 1: up; the load is minus the free places of its window, times
+        its weight, or where requests wait the number of those and of running ones per place. Tier 2: down.
+        Tier 3: put aside.
+
+        Args:
+            weight: what a free place counts, relative to those of other endpoints.
         """
         window = self.limiter.window
+        if self.aside_reason:
+            return 3, 0.0
         if self.is_down:
             is_idle = not self._queued and not window.in_flight
             return (0 if is_idle and self.clock.now() >= self.limiter.paused_until else 2), 0.0
-        return 1, (self._queued + window.in_flight) / window.size
+        taken = self._queued + window.in_flight
+        free = int(window.size) - taken
+        return 1, -free * weight if free > 0 else taken / (window.size * weight)
 
     def is_free(self, charge: Charge) -> bool:
         """Whether this charge would be admitted at once."""
-        return not self._queued and not self.is_down and self._wait_s(charge) <= 0
+        return self.free_in_s(charge) <= 0
+
+    def free_in_s(self, charge: Charge) -> float:
+        """Seconds until this charge would be admitted if nobody waits; infinity where somebody does."""
+        return math.inf if self._queued or not self.gets_rows else self._wait_s(charge)
 
     def wake_waiting(self) -> None:
         """Make the head of the queue, if there is one, look whether another endpoint is free."""
@@ -142,39 +197,50 @@ class EndpointQueue:
             self.changed.set()
 
     async def enter(
-        self, charge: Charge, elsewhere: Callable[[], EndpointQueue | None] = lambda: None
+        self,
+        charge: Charge,
+        elsewhere: Elsewhere | None = None,
+        *,
+        is_probe: bool = False,
     ) -> Entry:
         """Wait until this charge is admitted; returns the admission. Every entry needs one `leave`.
 
         Args:
-            elsewhere: returns another endpoint that would admit the request at once, None for none.
+            elsewhere: None where the request can go nowhere else.
+            is_probe: it asks this endpoint for its own sake, also while it is put aside.
 
         Raises:
             NotSent: the pass drains.
             Parked: the wait is longer than `patience_s`.
-            EndpointDown: the endpoint went down meanwhile, and another one is up.
+            EndpointDown: the endpoint went down meanwhile, and another one is up; or it was put aside.
             FreeElsewhere: it had to wait, and another endpoint is free.
         """
         if self.draining.is_set():
             raise NotSent
+        if self.aside_reason and not is_probe:
+            raise EndpointDown
         if self._queued or self._wait_s(charge) > 0:
-            await self._wait_in_queue(charge, elsewhere)
+            await self._wait_in_queue(charge, elsewhere or Elsewhere(), is_probe=is_probe)
         return self.limiter.enter(charge, self.clock.now())
 
-    async def _wait_in_queue(self, charge: Charge, elsewhere: Callable[[], EndpointQueue | None]) -> None:
+    async def _wait_in_queue(self, charge: Charge, elsewhere: Elsewhere, *, is_probe: bool) -> None:
         self._queued += 1
         try:
             async with self._head_turn:
                 self._head = charge
-                while (wait_s := self._wait_s(charge)) > 0:
+                while True:
+                    if self.aside_reason and not is_probe:
+                        raise EndpointDown
+                    if (wait_s := self._wait_s(charge)) <= 0:
+                        break
                     if self.draining.is_set():  # set before this request became the head
                         raise NotSent
-                    if (other := elsewhere()) is not None:
+                    if (other := elsewhere.free()) is not None:
                         raise FreeElsewhere(other)
                     self._require_useful_wait(wait_s)
                     self.changed.clear()
                     with self._waiting(wait_s, charge):
-                        await self.clock.wait(self.changed, wait_s)
+                        await self.clock.wait(self.changed, min(wait_s, elsewhere.soonest_s()))
                     if self.draining.is_set():
                         raise NotSent
         finally:
@@ -217,17 +283,18 @@ class EndpointQueue:
         elif self._refused_since is not None and now - self._refused_since > self._patience_s:
             raise Parked(wait_s if wait_s < math.inf else 0.0, f"everything is refused: {self._last_error}")
 
-    async def depart(self, entry: Entry) -> None:
+    async def depart(self, entry: Entry, *, is_probe: bool = False) -> None:
         """Wait until this admitted request may be sent, in the order of the calls.
 
         Raises:
-            Withdrawn: the pass drains, or nothing may be sent for a while.
+            Withdrawn: the pass drains, nothing may be sent for a while, or the endpoint was put aside.
         """
         async with self._departure_turn:
             while True:
                 wait_s = self.limiter.departure_wait_s(self.clock.now())
                 is_long = LONGEST_DEPARTURE_WAIT_S < wait_s < math.inf
-                if self.draining.is_set() or self.hold_reason or is_long:
+                is_aside = self.aside_reason and not is_probe
+                if self.draining.is_set() or self.hold_reason or is_long or is_aside:
                     raise Withdrawn
                 if wait_s <= 0:
                     break
@@ -236,6 +303,7 @@ class EndpointQueue:
                     await self.clock.wait(self.changed, wait_s)
             self.limiter.departed(entry, self.clock.now())
         self.changed.set()
+        self._others.departed()
 
     def leave(self, entry: Entry) -> None:
         """Free the request's place in the window."""
@@ -249,6 +317,7 @@ class EndpointQueue:
         """Take note of an answer: what it used, and the limits its headers state."""
         now = self.clock.now()
         self._refused_since = None
+        self.pace.answered(now, now - entry.at)
         self.breaker.answered()
         self._learn_from_headers(headers, now)
         self.limiter.settle(reserved, actual, now)

@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from harvester.api.error_body import retry_after_s
-from harvester.config.config import LimitsSection
+from harvester.config.config import LimitsSection, RateLimitsSection
 from harvester.teacher.departures import Departures
 from harvester.teacher.learned_burst import FIRST_BURST_S, LearnedBurst
 from harvester.teacher.learned_rate import ENOUGH_REFUSALS, LEAST_UNRELATED, LearnedRate, Lesson
@@ -30,6 +30,7 @@ from harvester.teacher.limits import (
     DAY_S,
     HOUR_S,
     LEARNED_REQUESTS,
+    REQUESTS_PER_MINUTE,
     Charge,
     LimitKey,
     Quantity,
@@ -91,6 +92,12 @@ class Bucket:
             self.level *= ratio
         self.level = min(self.level, self.capacity)
 
+    def resize(self, ratio: float, level: float) -> None:
+        """Multiply rate and capacity, and set the level; both were brought up to now before."""
+        self.rate *= ratio
+        self.capacity = max(1.0, self.capacity * ratio)
+        self.level = min(level, self.capacity)
+
     def refill(self, now: float) -> None:
         """Bring the level up to `now`. A clock that went back adds nothing."""
         if now > self._refilled_at:
@@ -147,9 +154,15 @@ class RefusedRow:
 class Limiter:
     """All limits of one endpoint: a bucket per limit, the window, and pauses.
 
+    Args:
+        limits: of the credential; `max_concurrency` is that of this endpoint.
+        own: further limits of this endpoint alone.
+        part: of the limits of the credential that this endpoint gets at first.
+
     Attributes:
         buckets: by limit; rates are in units per second.
         learned_rate: requests per second where the teacher states no limit.
+        part: of the credential's limits, as the teacher's other addresses use the rest (`credential_parts`).
         share: part of every limit that this harvest may use, as others use the rest (`shared_limits`).
         rate_waits: how long requests waited for the rate, which is when a larger share would be used.
         output_estimate: tokens that 95 % of the answers stay below, None before the first answer.
@@ -160,6 +173,8 @@ class Limiter:
         limits: LimitsSection,
         now: float,
         *,
+        own: RateLimitsSection | None = None,
+        part: float = 1.0,
         deadline_s: float = math.inf,
         patience_s: float = math.inf,
     ) -> None:
@@ -176,11 +191,18 @@ class Limiter:
         self._disproved: set[LimitKey] = set()
         self._guessed: dict[tuple[Quantity, float], LimitKey] = {}
         self.output_estimate: float | None = None
+        self.part = part
         self.share = 1.0
         self.pause_now = Pause()
-        # Units per second; a limit that a header names never raises these.
+        # Units per second, those of the credential times `part`; a limit that a header names never raises
+        # these.
         self._configured: dict[LimitKey, float] = {}
-        for key, limit in configured_limits(limits).items():
+        # What headers stated where that is less.
+        self._stated: dict[LimitKey, float] = {}
+        ours = {key: limit * part for key, limit in configured_limits(limits).items()}
+        if own is not None:
+            ours |= configured_limits(own, is_own=True)
+        for key, limit in ours.items():
             self._configured[key] = limit / key.period_s
             is_daily = key.period_s == DAY_S
             self.buckets[key] = Bucket.daily(limit, now) if is_daily else Bucket(limit / key.period_s, now)
@@ -351,9 +373,9 @@ class Limiter:
     def _trusted_rate(self) -> float:
         """Requests per second that the operator configured or the headers state, infinity for none."""
         rate = math.inf
-        for key, bucket in self.buckets.items():
-            if not key.is_learned and key.quantity is Quantity.REQUESTS and key.period_s != DAY_S:
-                rate = min(rate, bucket.rate)
+        for key in self._request_limits():
+            if not key.is_learned:
+                rate = min(rate, self.buckets[key].rate)
         return rate
 
     def expected_charge(self, charge: Charge) -> Charge:
@@ -414,12 +436,13 @@ class Limiter:
                 if guess != header.key or self._is_disproved(header, now):
                     self._disprove(header.key, now)
                     continue
-            rate = min(header.rate, self._configured.get(header.key, math.inf))
-            self._set_bucket(header.key, rate, now)
+            self._stated[header.key] = header.rate
+            self._set_bucket(header.key, self._rate_of(header.key), now)
 
     def _disprove(self, key: LimitKey, now: float) -> None:
         """Drop a limit whose period was guessed wrongly; what is configured stays."""
         self._disproved.add(key)
+        self._stated.pop(key, None)
         if key in self._configured:
             self._set_bucket(key, self._configured[key], now)
         else:
@@ -432,13 +455,55 @@ class Limiter:
         return self.sends.answered_since(now - header.key.period_s) > 1.1 * header.limit + 3
 
     def set_rate(self, key: LimitKey, rate: float | None, now: float) -> None:
-        """Change a configured limit from now on, in units per second; None removes it."""
+        """Change a limit of the credential from now on, in units per second; None removes it.
+
+        Args:
+            rate: of the whole limit, of which this endpoint gets its part.
+        """
+        self._stated.pop(key, None)
         if rate is None:
             self._configured.pop(key, None)
             self.buckets.pop(key, None)
             return
-        self._configured[key] = rate
-        self._set_bucket(key, rate, now)
+        self._configured[key] = rate * self.part
+        self._set_bucket(key, rate * self.part, now)
+
+    def _rate_of(self, key: LimitKey) -> float:
+        """Units per second of a limit that is configured, stated by headers, or both; else infinity."""
+        return min(self._configured.get(key, math.inf), self._stated.get(key, math.inf))
+
+    @property
+    def credential_limits(self) -> dict[LimitKey, float]:
+        """The limits of the credential, in units per second, all parts together."""
+        return {key: rate / self.part for key, rate in self._configured.items() if not key.is_own}
+
+    @property
+    def own_limits(self) -> dict[LimitKey, float]:
+        """What bounds this address alone, in units per second, under the key of the credential's limit."""
+        own = {replace(key, is_own=False): rate for key, rate in self._configured.items() if key.is_own}
+        for key, rate in self._stated.items():
+            own[key] = min(rate, own.get(key, math.inf))
+        return own
+
+    def set_part(self, part: float, levels: Mapping[LimitKey, float], now: float) -> None:
+        """Use this part of the credential's limits from now on.
+
+        Args:
+            levels: what each of their buckets holds then, as far as `part` has room for it.
+        """
+        ratio = part / self.part
+        self.part = part
+        before = self._trusted_rate()
+        for key in self.credential_limits:
+            rate = self._rate_of(key)
+            self._configured[key] *= ratio
+            bucket = self.buckets[key]
+            bucket.refill(now)
+            bucket.resize(self._rate_of(key) / rate, levels[key])
+        after = self._trusted_rate()
+        if after < math.inf:
+            burst_s = self.learned_burst.seconds
+            self.departures.scale(after / before, max(now, self.paused_until), burst_s)
 
     def set_share(self, share: float, now: float) -> None:
         """Use this part of every limit from now on."""
@@ -523,6 +588,12 @@ class Limiter:
             self.window.resume(saved.get("window") or {}, now)
         if self._request_rate(now) < math.inf:
             self.departures.end_burst(now, self.learned_burst.seconds)
+
+    @property
+    def requests_per_minute(self) -> float:
+        """The limits per minute in force, infinity where none is known; a rate in another period is none."""
+        keys = (REQUESTS_PER_MINUTE, replace(REQUESTS_PER_MINUTE, is_own=True), LEARNED_REQUESTS)
+        return min((60 * self.buckets[key].rate for key in keys if key in self.buckets), default=math.inf)
 
     @property
     def learned(self) -> list[str]:

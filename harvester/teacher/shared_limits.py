@@ -20,17 +20,13 @@ from typing import Any
 
 from harvester.errors import HarvesterError
 from harvester.system.clock import Clock
+from harvester.teacher.demand import Demand
 from harvester.teacher.limit_ledger import EXPIRY_S, LedgerRow, LimitLedger, state_file, teacher_digest
 from harvester.teacher.rate_limiter import Limiter
 
 RENEW_EVERY_S = 0.5
-# A harvest whose requests waited for the rate in at least this part of the time could use any larger share.
-# How much it used of a small share says nothing about that: below a request per renewal it used nothing of
-# it in most of them.
-WAITED_PART = 0.5
-# Any other harvest wants this many times what it uses, on an average over USE_S.
+# A harvest whose requests don't wait for the rate wants this many times what it uses.
 HEADROOM = 1.3
-USE_S = 2.0
 
 
 @dataclass(slots=True)
@@ -38,39 +34,16 @@ class _Lease:
     """The share of one address, and what was used of it.
 
     Attributes:
-        taken: units taken so far, by limit, at the last renewal.
-        used: the part of each whole limit that is used, on an average over USE_S.
-        waited_s: how long requests had waited for the rate at the last renewal.
+        demand: of the address.
         others: the other harvests that share.
         adopted: what was learned elsewhere and is used here: by whom, and when.
     """
 
     limiter: Limiter
     row: LedgerRow
-    renewed_at: float = 0.0
-    taken: Mapping[str, float] = field(default_factory=dict)
-    used: dict[str, float] = field(default_factory=dict)
-    waited_s: float = 0.0
+    demand: Demand
     others: list[LedgerRow] = field(default_factory=list)
     adopted: tuple[str, float] = ("", -math.inf)
-
-    def demand(self, now: float) -> float:
-        """Return the share that the harvest could use, infinity for all that it gets."""
-        seconds, self.renewed_at = now - self.renewed_at, now
-        total_s = self.limiter.rate_waits.total_s(now)
-        waited_s, self.waited_s = total_s - self.waited_s, total_s
-        buckets = {key.label: bucket for key, bucket in self.limiter.buckets.items() if not key.lasts_longer}
-        before, self.taken = self.taken, {name: bucket.taken for name, bucket in buckets.items()}
-        if not buckets or seconds <= 0 or before.keys() != buckets.keys():
-            self.used = {}
-            return math.inf
-        for name, bucket in buckets.items():
-            part = max(0.0, self.taken[name] - before[name]) / (bucket.rate * seconds) * self.limiter.share
-            weight = 1 - math.exp(-seconds / USE_S)
-            self.used[name] = self.used.get(name, part) * (1 - weight) + part * weight
-        if waited_s >= WAITED_PART * seconds:
-            return math.inf
-        return max(self.used.values()) * HEADROOM
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +100,9 @@ class SharedLimits:
             )
             for url in limiters
         }
-        self._leases = {url: _Lease(limiter, rows[url]) for url, limiter in limiters.items()}
+        self._leases = {
+            url: _Lease(limiter, rows[url], Demand(limiter, HEADROOM)) for url, limiter in limiters.items()
+        }
 
     async def join(self) -> None:
         """Take part, before anything is sent. While the ledger can't be used, limits are not shared."""
@@ -228,7 +203,7 @@ def _renewed(lease: _Lease, now: float) -> LedgerRow:
     return replace(
         lease.row,
         at=now,
-        demand=lease.demand(now),
+        demand=lease.demand.fraction(lease.limiter.share, now),
         share=lease.limiter.share if lease.row.at > -math.inf else 0.0,
         rate=rate,
         found=found,

@@ -17,8 +17,17 @@ from harvester.api.choices import ChoiceAnswer, Choices
 from harvester.api.completion import flag_unasked_tool_call
 from harvester.api.request_builder import cost_microusd
 from harvester.api.scoring.ways import way_of
-from harvester.api.types import CHAT_PATH, USAGE_CORRECTED, USAGE_ESTIMATED, Completion, RawAnswer, Request
+from harvester.api.types import (
+    CHAT_PATH,
+    UNUSABLE,
+    USAGE_CORRECTED,
+    USAGE_ESTIMATED,
+    Completion,
+    RawAnswer,
+    Request,
+)
 from harvester.errors import (
+    BrokenAnswer,
     EndpointDown,
     NotSent,
     RateLimited,
@@ -46,6 +55,7 @@ class Attempt:
         number: counts from 1; a failed connection uses up no number.
         endpoint: base URL it is sent to, "" before one is chosen.
         avoid: base URL where the previous try failed, or "".
+        only: base URL that it is to be sent to, whatever is thought of it; "" for any.
         depart: waits until it may be sent; None before an endpoint is chosen.
     """
 
@@ -54,6 +64,7 @@ class Attempt:
     number: int
     endpoint: str = ""
     avoid: str = ""
+    only: str = ""
     depart: Callable[[], Awaitable[None]] | None = None
 
 
@@ -145,25 +156,41 @@ class Teacher:
         except TeacherError as error:
             raise RequestFailed(error, attempt.number) from error
 
+    async def ask_at(self, request: Request, endpoint: str) -> AttemptResult:
+        """Get one answer from this base URL, also if it is put aside, in one attempt.
+
+        Raises:
+            TeacherError: there is none. Otherwise as `ask`.
+        """
+        charge = Charge(request.input_tokens, request.output_tokens, len(request.each))
+        attempt = Attempt(request, charge, 1, only=endpoint)
+        while True:
+            try:
+                return await self._attempt_once(attempt)
+            except _RefusedForNow as refused:
+                await self.endpoints.wait_after_refusal(refused.wait_s)
+            except Withdrawn:  # nothing was sent
+                continue
+
     async def _wait_before_retry(self, seconds: float) -> None:
         """Wait, longer if the retry budget says so. A drain ends the wait; `enter` then raises NotSent."""
-        clock = self._policies.clock
         self._tally.retries += 1
-        seconds = max(seconds, self._policies.retry.budget.take(clock.now()))
-        await clock.wait(self.endpoints.draining, seconds)
+        seconds = max(seconds, self._policies.retry.budget.take(self._policies.clock.now()))
+        await self.endpoints.wait_before_retry(seconds)
 
     def _limited(self, inner: Layer) -> Layer:
         async def ask(attempt: Attempt) -> AttemptResult:
             request = attempt.request
             queue, charge, entry = await self._enter(attempt)
-            attempt = replace(
-                attempt, charge=charge, endpoint=queue.endpoint, depart=partial(queue.depart, entry)
-            )
+            depart = partial(queue.depart, entry, is_probe=bool(attempt.only))
+            attempt = replace(attempt, charge=charge, endpoint=queue.endpoint, depart=depart)
             try:
                 answered = await inner(attempt)
             except TeacherError as error:
                 error.note_endpoint(queue.endpoint)
                 self._tally.rate_limited += isinstance(error, RateLimited)
+                if isinstance(error, BrokenAnswer):
+                    self.endpoints.note_answer(queue.endpoint, request, is_bad=True)
                 verdict = queue.failed(error, request.key, charge, entry)
                 if isinstance(error, RateLimited) and not verdict.is_row_at_fault:
                     raise _RefusedForNow(verdict.wait_s) from error
@@ -176,11 +203,21 @@ class Teacher:
                 choices = 1 if answered.choices is None else len(answered.choices.answers)
                 actual = Charge(usage.input_tokens, usage.output_tokens, choices)
                 queue.answered(request.key, charge, actual, entry, answered.raw.headers)
+                self._compare(queue.endpoint, request, answered)
                 return answered
             finally:
                 queue.leave(entry)
 
         return ask
+
+    def _compare(self, endpoint: str, request: Request, answered: AttemptResult) -> None:
+        """Count the answers for the comparison of the endpoints."""
+        completions: list[Completion | None] = [answered.completion]
+        if answered.choices is not None:
+            completions = [c if c is None else c.completion for c in answered.choices.answers]
+        for row, completion in zip(request.each, completions, strict=False):
+            is_bad = completion is None or completion.outcome in UNUSABLE
+            self.endpoints.note_answer(endpoint, row, is_bad=is_bad)
 
     async def _enter(self, attempt: Attempt) -> tuple[EndpointQueue, Charge, Entry]:
         """Wait for admission at the best endpoint; returns it, what was reserved, and the admission.
@@ -188,16 +225,20 @@ class Teacher:
         A request that waits at one endpoint goes to another that becomes free first.
         """
         endpoints = self.endpoints
-        queue = endpoints.choose(attempt.avoid)
+        if attempt.only:
+            queue = endpoints.queue_of(attempt.only)
+            charge = queue.limiter.expected_charge(attempt.charge)
+            return queue, charge, await queue.enter(charge, is_probe=True)
+        queue = endpoints.choose(attempt.avoid, attempt.charge)
         while True:
             charge = queue.limiter.expected_charge(attempt.charge)
-            elsewhere = partial(endpoints.free_elsewhere, queue.endpoint, attempt.avoid, attempt.charge)
+            elsewhere = endpoints.elsewhere(queue.endpoint, attempt.avoid, attempt.charge)
             try:
                 return queue, charge, await queue.enter(charge, elsewhere)
             except FreeElsewhere as free:
                 queue = free.queue
             except EndpointDown:
-                queue = endpoints.choose(attempt.avoid)
+                queue = endpoints.choose(attempt.avoid, attempt.charge)
 
     def _budgeted(self, inner: Layer) -> Layer:
         budget, budget_changed = self._policies.budget, self.endpoints.budget_changed

@@ -20,6 +20,8 @@ from tests.faults import bench
 from tests.faults.bench import PROMPTS, run_harvest
 
 Mock = Callable[..., RunningMock]
+# Addresses are asked rows and nothing else, so that requests can be counted.
+UNCHECKED = {"replicas_every_s": 0}
 MANY = tuple(f"What is {n} + {3 * n}?" for n in range(60))
 
 
@@ -211,13 +213,23 @@ def test_a_dead_replica_is_left_and_the_others_do_its_work(mock_teacher: Mock, t
     good, bad = mock_teacher(latency_s=0.01), mock_teacher()
     bad.set_faults([{"action": "status", "status": 500}])
     ended = run_harvest(
-        good, tmp_path, prompts=MANY, teacher={"replicas": [bad.base_url]}, run={"max_attempts": 5}
+        good,
+        tmp_path,
+        prompts=MANY,
+        teacher={"replicas": [bad.base_url]},
+        run={"max_attempts": 5},
+        canary=UNCHECKED,
     )
     assert 1 <= sum(bad.fired().values()) < 25
     assert (ended.exit_code, ended.totals.answers) == (0, 60)
     bad.stop()
     again = run_harvest(
-        good, tmp_path, prompts=MANY, teacher={"replicas": [bad.base_url]}, sampling={"seed": 2}
+        good,
+        tmp_path,
+        prompts=MANY,
+        teacher={"replicas": [bad.base_url]},
+        sampling={"seed": 2},
+        canary=UNCHECKED,
     )
     assert (again.exit_code, again.billed["requests"]) == (0, 60)
 
@@ -274,6 +286,7 @@ def test_rows_that_wait_for_a_slow_replica_go_to_a_free_one(
         teacher={"replicas": [other.base_url], "limits": {"max_concurrency": 32}},
         clock=SystemClock(),
         run={"deadline_s": 60},
+        canary=UNCHECKED,
     )
     assert (ended.exit_code, ended.totals.answers) == (0, len(MANY))
     assert 1 <= other.totals()["requests"] <= 17  # the window it begins with, and one
@@ -286,7 +299,12 @@ def test_row_99_a_replica_that_answers_nonsense_is_left(
     good, bad = mock_teacher(latency_s=0.01), mock_teacher()
     bad.set_faults([{"action": action, "status": 200} if action == "html" else {"action": action}])
     ended = run_harvest(
-        good, tmp_path, prompts=MANY, teacher={"replicas": [bad.base_url]}, run={"max_attempts": 5}
+        good,
+        tmp_path,
+        prompts=MANY,
+        teacher={"replicas": [bad.base_url]},
+        run={"max_attempts": 5},
+        canary=UNCHECKED,
     )
     assert 1 <= sum(bad.fired().values()) < 25
     assert (ended.exit_code, ended.totals.answers) == (0, len(MANY))
@@ -299,6 +317,7 @@ def test_two_replicas_share_the_work(mock_teacher: Mock, tmp_path: Path) -> None
         tmp_path,
         prompts=MANY,
         teacher={"replicas": [second.base_url], "limits": {"max_concurrency": 8}},
+        canary=UNCHECKED,
     )
     assert first.totals()["requests"] + second.totals()["requests"] == 60
     assert min(first.totals()["requests"], second.totals()["requests"]) >= 15

@@ -202,6 +202,7 @@ def _state(status: Mapping[str, Any]) -> Iterator[str]:
         if rate is not None:
             name, help = f"{PREFIX}{unit}_limit_per_second", f"The limit on {unit} in force."
             yield family(name, "gauge", help, _single(rate / 60))
+    yield from _replicas(status)
     left = _by("bound", status.get("eta_s") or {})
     yield family(f"{PREFIX}time_left_seconds", "gauge", "Estimated time left, as a range.", left)
     budget = status.get("budget") or {}
@@ -218,6 +219,31 @@ def _state(status: Mapping[str, Any]) -> Iterator[str]:
         ]
         if left_by_span:
             yield family(f"{PREFIX}budget_left_{name}", "gauge", "Left of each ceiling.", left_by_span)
+
+
+def _replicas(status: Mapping[str, Any]) -> Iterator[str]:
+    """State and pace of each address, where there are several."""
+    replicas = status.get("replicas") or []
+    states: list[Series] = [
+        ("", {"endpoint": str(one.get("endpoint")), "state": str(one.get("state"))}, 1) for one in replicas
+    ]
+    yield family(f"{PREFIX}replica_state", "gauge", "1 for the state of an address.", states)
+    for name, key, scale, about in (
+        ("window_requests", "window", 1.0, "Requests allowed on the wire at once, by address."),
+        ("in_flight_requests", "in_flight", 1.0, "Requests on the wire, by address."),
+        ("answers_total", "answers", 1.0, "Answers of this run, by address."),
+        ("answers_per_second", "answers_per_minute", 60.0, "Answers over the last minute, by address."),
+        ("latency_seconds", "latency_s", 1.0, "Average latency of the last answers, by address."),
+        ("unusable_ratio", "unusable_share", 1.0, "Unusable share of the last answers, by address."),
+        ("taken_back_total", "taken_back", 1.0, "Answers taken out of the store again, by address."),
+    ):
+        series: list[Series] = [
+            ("", {"endpoint": str(one.get("endpoint"))}, one[key] / scale)
+            for one in replicas
+            if isinstance(one.get(key), int | float)
+        ]
+        kind = "counter" if name.endswith("_total") else "gauge"
+        yield family(f"{PREFIX}replica_{name}", kind, about, series)
 
 
 def _cells(

@@ -21,7 +21,7 @@ from harvester.observe.report import charts, figures, groups, html
 from harvester.observe.report import scorecard as judged
 from harvester.observe.report.census import Census, ShardCensuses, census_of_store
 from harvester.observe.report.samples import samples_view
-from harvester.observe.status import current_status, read_status, rows_done
+from harvester.observe.status import current_status, read_status, replica_texts, rows_done
 from harvester.observe.timeline import read_timeline
 from harvester.store import paths
 from harvester.store.journal.journal import Journal
@@ -123,6 +123,7 @@ def overview(account: ReportData) -> dict[str, Any]:
         "made_at": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC",
         "bars": progress(account.status),
         "learned": account.status.get("learned") or [],
+        "replicas": replica_texts(account.status),
         "tiles": _tiles(account),
         "scorecard": judged.scorecard_parts(account.card) if account.card else None,
         "training": judged.training_charts(account.training) if account.training else [],

@@ -17,7 +17,7 @@ from harvester.errors import ConfigError
 from harvester.teacher.budget import SPAN_NAMES
 from harvester.teacher.choice_limit import ChoiceLimit
 from harvester.teacher.endpoints import Endpoints
-from harvester.teacher.limits import LEARNED_REQUESTS, REQUESTS_PER_MINUTE, TOKENS_PER_MINUTE, LimitKey
+from harvester.teacher.limits import REQUESTS_PER_MINUTE, TOKENS_PER_MINUTE, LimitKey
 from harvester.teacher.policies import require_rate_within_patience
 
 _BUDGETS = {
@@ -96,8 +96,8 @@ class RuntimeSettings:
 
     Args:
         endpoints: the endpoints whose queues, limits and budget are changed.
-        resize: sets the number of workers.
         choice_limit: how many answers a request asks for, as learned.
+        replicas: returns the state of each endpoint, where there are several.
         cancel_batches: lets the pass cancel its batches when it ends; None where it has none.
         others: returns which other harvests share the limits; None where none can.
     """
@@ -105,14 +105,14 @@ class RuntimeSettings:
     def __init__(
         self,
         endpoints: Endpoints,
-        resize: Callable[[int], None],
         choice_limit: ChoiceLimit,
+        replicas: Callable[[], list[dict[str, Any]]],
         cancel_batches: Callable[[], None] | None = None,
         others: Callable[[], list[dict[str, Any]]] | None = None,
     ) -> None:
         self._others = others
+        self._replicas = replicas
         self._endpoints = endpoints
-        self._resize = resize
         self._choice_limit = choice_limit
         self._cancel_batches = cancel_batches
 
@@ -146,7 +146,6 @@ class RuntimeSettings:
         return message
 
     def _set_concurrency(self, number: int) -> str:
-        self._resize(number * len(self._endpoints.queues))
         for queue in self._endpoints.queues:
             queue.limiter.window.set_ceiling(number)
         return f"max-concurrency is {number:,}"
@@ -158,8 +157,8 @@ class RuntimeSettings:
                 queue.limiter.set_rate(_LIMITS[name], None, now)
             return f"{name} has no configured limit"
         require_rate_within_patience(name, value, len(queues), self._endpoints.policies.patience_s)
-        for queue in queues:  # the limit belongs to the credential: each endpoint gets its share
-            queue.limiter.set_rate(_LIMITS[name], value / 60 / len(queues), now)
+        for queue in queues:  # the limit belongs to the credential: each endpoint has its part
+            queue.limiter.set_rate(_LIMITS[name], value / 60, now)
         return f"{name} is {value:,.10g}"
 
     def _set_budget(self, span: BudgetSpan, value: BudgetValue) -> str:
@@ -189,26 +188,29 @@ class RuntimeSettings:
     def gauges(self) -> dict[str, Any]:
         """Return limits and budget as they are now.
 
-        `limits`: units per minute over all endpoints, None where no limit is known. `budget`: ceilings (None
-        for none), what was spent, and what requests in flight have reserved, of this run. `budgets`: the
-        same for every span that has a ceiling, and what is left. `learned`: what was learned about each
-        endpoint, in words. `shared`: which other harvests share the limits of each endpoint.
+        `limits`: units per minute over all endpoints, None where no limit is known. `budget`: ceilings
+        (None for none), what was spent, and what requests in flight have reserved, of this run. `budgets`:
+        the same for every span that has a ceiling, and what is left. `learned`: what was learned about each
+        endpoint, in words. `replicas`: state and pace of each endpoint, where there are several. `shared`:
+        which other harvests share the limits of each endpoint.
         """
         rates: dict[LimitKey, float] = {}
         for queue in self._endpoints.queues:
             for key, bucket in queue.limiter.buckets.items():
                 rates[key] = rates.get(key, 0.0) + bucket.rate * 60
-        requests = [rates[key] for key in (REQUESTS_PER_MINUTE, LEARNED_REQUESTS) if key in rates]
+        per_queue = [queue.limiter.requests_per_minute for queue in self._endpoints.queues]
+        requests = sum(per_queue)
         budget = self._endpoints.policies.budget
         of_run = budget.ceilings[BudgetSpan.RUN]
         return {
             "limits": {
-                "requests_per_minute": min(requests, default=None),
+                "requests_per_minute": requests if requests < math.inf else None,
                 "tokens_per_minute": rates.get(TOKENS_PER_MINUTE),
                 "max_concurrency": int(max(queue.limiter.window.ceiling for queue in self._endpoints.queues)),
                 "by_name": {key.label: rate for key, rate in rates.items()},
             },
             "learned": self._learned(),
+            "replicas": self._replicas(),
             "shared": [] if self._others is None else self._others(),
             "budget": {
                 "tokens": of_run.tokens,

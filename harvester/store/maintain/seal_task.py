@@ -20,6 +20,7 @@ from harvester.store import paths, terms_check
 from harvester.store.journal.group_commit import GroupCommit, on_writer
 from harvester.store.journal.journal import Journal
 from harvester.store.journal.lock import StoreLock
+from harvester.store.maintain.seal_hold import SealHold
 from harvester.store.reader import Corpus
 from harvester.store.shards import compact, seal
 from harvester.store.shards.rewrite import READY
@@ -42,20 +43,33 @@ QUIET_TRIES = 5
 LOOKS = 8
 
 
-async def seal_periodically(store: Path, writer: GroupCommit, target_bytes: int) -> None:
+async def seal_periodically(
+    store: Path, writer: GroupCommit, target_bytes: int, hold: SealHold | None = None
+) -> None:
     """Seal full shards and merge small ones, in slices between which submitted records are written."""
+    hold = hold or SealHold()
     due_bytes = 0.0
     for turn in count():
         await asyncio.sleep(SEAL_EVERY_S)
-        # Summing up what is unsealed reads all of it: not before there can be enough, but now and then, for
-        # what else the journal holds may shrink meanwhile.
-        if turn % FULL_CHECK_TURNS == 0 or await on_writer(writer, seal.used_bytes) >= due_bytes:
-            steps = await on_writer(
-                writer, lambda j: seal.seal_steps(j, store, target_bytes=target_bytes, everything=False)
-            )
-            sealed = await _in_slices(writer, steps)
-            due_bytes = await on_writer(writer, seal.used_bytes) + sealed.lacking_bytes * GROWTH_CHECK_FACTOR
-        await merge(store, writer, target_bytes, tries=QUIET_TRIES)
+        async with hold.lock:
+            # Summing up what is unsealed reads all of it: not before there can be enough, but now and then,
+            # for what else the journal holds may shrink meanwhile.
+            if turn % FULL_CHECK_TURNS == 0 or await on_writer(writer, seal.used_bytes) >= due_bytes:
+                sealed = await _seal(store, writer, target_bytes, hold, everything=False)
+                used = await on_writer(writer, seal.used_bytes)
+                due_bytes = used + sealed.lacking_bytes * GROWTH_CHECK_FACTOR
+            await merge(store, writer, target_bytes, tries=QUIET_TRIES)
+
+
+async def _seal(
+    store: Path, writer: GroupCommit, target_bytes: int, hold: SealHold, *, everything: bool
+) -> seal.SealResult:
+    before = hold.before
+    steps = await on_writer(
+        writer,
+        lambda j: seal.seal_steps(j, store, target_bytes=target_bytes, everything=everything, before=before),
+    )
+    return await _in_slices(writer, steps)
 
 
 async def merge(store: Path, writer: GroupCommit, target_bytes: int, *, tries: int) -> None:
@@ -113,12 +127,9 @@ def _close(steps: Generator[str | None, None, T]) -> None:
     pa.default_memory_pool().release_unused()
 
 
-async def seal_all(store: Path, writer: GroupCommit, target_bytes: int) -> int:
-    """Seal everything and merge small shards; return the number of rows sealed."""
-    steps = await on_writer(
-        writer, lambda j: seal.seal_steps(j, store, target_bytes=target_bytes, everything=True)
-    )
-    sealed = await _in_slices(writer, steps)
+async def seal_all(store: Path, writer: GroupCommit, target_bytes: int, hold: SealHold | None = None) -> int:
+    """Seal everything that is not held, and merge small shards; return the number of rows sealed."""
+    sealed = await _seal(store, writer, target_bytes, hold or SealHold(), everything=True)
     await merge(store, writer, target_bytes, tries=1)
     return sealed.rows
 

@@ -9,6 +9,7 @@ crash is adopted by the next sealing. `seal_steps` works in slices, so that a ru
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import time
 from collections.abc import Generator, Sequence
@@ -46,6 +47,8 @@ from harvester.terms.lineage import Lineage
 ROWS_PER_SLICE = 256
 # Expected bytes in the journal for each byte of a shard; only decides when a shard is written.
 EXPECTED_COMPRESSION = 3
+# Later than any answer, in Unix seconds.
+FAR_S = 9e12
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +68,17 @@ class SealResult:
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """Unsealed answers of runs with one lineage digest; `last_id` is the newest one when sealing began."""
+    """Unsealed answers of runs with one lineage digest; `last_id` is the newest one when sealing began.
+
+    Of these, answers that came at `before_us` or later stay in the journal.
+    """
 
     digest: str
     runs: tuple[int, ...]
     lineages: tuple[Lineage, ...]
     stored_bytes: int
     last_id: int
+    before_us: int
 
 
 def seal(journal: Journal, store: Path, *, target_bytes: int, everything: bool) -> SealResult:
@@ -86,12 +93,15 @@ def seal(journal: Journal, store: Path, *, target_bytes: int, everything: bool) 
 
 
 def seal_steps(
-    journal: Journal, store: Path, *, target_bytes: int, everything: bool
+    journal: Journal, store: Path, *, target_bytes: int, everything: bool, before: float = math.inf
 ) -> Generator[None, None, SealResult]:
     """Seal in slices: each `next` runs one on the thread that owns the journal, which may write in between.
 
     Only one such generator may run at a time; closed early, it leaves its answers in the journal. Raises as
     `seal`.
+
+    Args:
+        before: answers that came at this time or later stay in the journal, in Unix seconds.
     """
     folder = store / paths.SHARDS
     with translate_disk_errors(folder):
@@ -99,7 +109,7 @@ def seal_steps(
     files = finish_interrupted(journal, store)
     rows = sum(count for _, count in files)
     full = lacking = target_bytes * EXPECTED_COMPRESSION
-    for group in _groups(journal):
+    for group in _groups(journal, before):
         left = group.stored_bytes
         while left > 0 and (everything or left >= full):
             with translate_disk_errors(folder):
@@ -123,14 +133,16 @@ def used_bytes(journal: Journal) -> int:
     return int((pages - free) * size)
 
 
-def _groups(journal: Journal) -> list[_Group]:
+def _groups(journal: Journal, before: float) -> list[_Group]:
+    before_us = round(min(before, FAR_S) * 1e6)
     by_run: dict[str, list[tuple[int, Lineage, int, int]]] = {}
     with journal.reading() as connection:
         # The limit keeps SQLite from folding the two queries into one, whose sorter would hold every body.
         rows = connection.execute(
             "SELECT run, sum(size), max(id) FROM (SELECT id, run,"
-            " length(raw) + length(body_json) + length(prompt_json) AS size FROM answers LIMIT -1)"
-            " JOIN runs USING (run) GROUP BY run ORDER BY run"
+            " length(raw) + length(body_json) + length(prompt_json) AS size FROM answers WHERE at_us < ?"
+            " LIMIT -1) JOIN runs USING (run) GROUP BY run ORDER BY run",
+            (before_us,),
         ).fetchall()
         # A damaged lineage must not be signed anew in a shard.
         runs_rows = checked_rows(connection, "runs", journal.path) if rows else []
@@ -141,7 +153,7 @@ def _groups(journal: Journal) -> list[_Group]:
     groups = []
     for digest, runs in sorted(by_run.items()):
         numbers, lineages, stored_bytes, last_ids = zip(*runs, strict=True)
-        groups.append(_Group(digest, numbers, lineages, sum(stored_bytes), max(last_ids)))
+        groups.append(_Group(digest, numbers, lineages, sum(stored_bytes), max(last_ids), before_us))
     return groups
 
 
@@ -211,10 +223,12 @@ def _slice(journal: Journal, group: _Group, after: int) -> list[dict[str, Any]]:
         StoreCorrupt: one is damaged; names its key.
     """
     holes = ",".join("?" * len(group.runs))
-    query = f"{SELECT_ANSWERS} WHERE run IN ({holes}) AND id > ? AND id <= ? ORDER BY id"
+    query = f"{SELECT_ANSWERS} WHERE run IN ({holes}) AND id > ? AND id <= ? AND at_us < ? ORDER BY id"
     with (
         journal.reading() as connection,
-        contextlib.closing(connection.execute(query, (*group.runs, after, group.last_id))) as cursor,
+        contextlib.closing(
+            connection.execute(query, (*group.runs, after, group.last_id, group.before_us))
+        ) as cursor,
     ):
         rows = next(batching.batch_answers(cursor, ROWS_PER_SLICE), [])
     require_unchanged("answers", rows, journal.path)
