@@ -322,7 +322,9 @@ class WorkerPool:
         self._group = None
         for worker in self._workers:
             worker.cancel()
+        self._first.clear()
         while True:
+            self._became_idle.set()
             await self._queue.get()
 
     async def _work(self) -> None:

@@ -64,8 +64,24 @@ class LimiterState:
         def read(journal: Journal) -> dict[str, tuple[dict[str, Any], list[_SentAttempt]]]:
             return {url: _read(journal, self._row_name(url), url, wall) for url in self._limiters}
 
-        for url, (saved, attempts) in (await self._writer.call(read)).items():
+        found = await self._writer.call(read)
+        self._restore_parts({url: saved for url, (saved, _) in found.items()}, now)
+        for url, (saved, attempts) in found.items():
             self._restore(self._limiters[url], saved, attempts, now)
+
+    def _restore_parts(self, saved: Mapping[str, Mapping[str, Any]], now: float) -> None:
+        """Set the parts of the credential's limits, if all were saved together and are the whole."""
+        parts = {url: float(state.get("part", 0.0)) for url, state in saved.items()}
+        if min(parts.values()) <= 0 or not math.isclose(sum(parts.values()), 1.0, abs_tol=1e-6):
+            return
+        for url, part in parts.items():
+            limiter = self._limiters[url]
+            # What they hold is lowered next.
+            levels = {
+                key: math.inf if key.period_s == DAY_S else limiter.buckets[key].level
+                for key in limiter.credential_limits
+            }
+            limiter.set_part(part, levels, now)
 
     async def save(self, *, final: bool = False) -> None:
         """Save if two seconds have passed since the last time, or when `final`."""
@@ -91,6 +107,7 @@ class LimiterState:
             "pause_s": max(0.0, pause.until - now) if pause.is_asked else 0.0,
             "pause_reason": pause.reason,
             "limits": self._limits_digest,
+            "part": limiter.part,
             **limiter.saved(),
             "typical_output": limiter.output_estimate,
         }
