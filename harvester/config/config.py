@@ -270,7 +270,6 @@ class TeacherSection(FrozenModel):
     api_key_env: str | None = None
     terms: str = ""
     replicas: tuple[str, ...] = ()
-    replica: tuple[ReplicaSection, ...] = Field(default=(), exclude_if=_is_empty)
     allow_http: bool = False
     ca_file: str | None = None
     idempotency_header: _IdempotencyHeader | None = None
@@ -278,6 +277,7 @@ class TeacherSection(FrozenModel):
     limits: LimitsSection = LimitsSection()
     price: PriceSection | None = None
     batch: BatchApiSection | None = None
+    replica: tuple[ReplicaSection, ...] = Field(default=(), exclude_if=_is_empty)
 
     @model_validator(mode="before")
     @classmethod

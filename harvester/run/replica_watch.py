@@ -316,12 +316,14 @@ class ReplicaWatch:
             if self._agrees(again):
                 await self._unproven.prove(address.url, sent_again_at)
                 return
-        others = [
-            queue.endpoint
-            for queue in self._endpoints.queues
-            if queue.endpoint != address.url and queue.gets_rows
+        up = [
+            queue for queue in self._endpoints.queues if queue.endpoint != address.url and not queue.is_down
         ]
+        # Where all others are put aside, they are asked: the teacher may have changed, one after the other.
+        others = [queue.endpoint for queue in up if not queue.aside_reason] or [q.endpoint for q in up]
         answers = [said for said in await self._ask_all(others) if said is not None]
+        if not answers:
+            return
         agreeing = sum(self._agrees(said) for said in answers)
         if agreeing > len(answers) / 2:
             await self._put_aside(
@@ -340,13 +342,8 @@ class ReplicaWatch:
         rows = shares.rows(url)
         if not others or not rows:
             return
-        completions = await asyncio.gather(
-            *(
-                self._complete(replace(row, rows=(), prompt=row.prompt), others[at % len(others)].endpoint)
-                for at, row in enumerate(rows)
-            )
-        )
-        usable = sum(answer is not None and answer.outcome not in UNUSABLE for answer in completions)
+        asked = (self._is_usable(row, others[at % len(others)].endpoint) for at, row in enumerate(rows))
+        usable = sum(await asyncio.gather(*asked))
         if usable * 2 <= len(rows):
             shares.acquit(url)
             return
@@ -356,6 +353,14 @@ class ReplicaWatch:
             f"{share:.0%} of its last answers are unusable, {usual:.0%} of the others'; {usable} of "
             f"{len(rows)} such rows were answered elsewhere",
         )
+
+    async def _is_usable(self, row: Request, url: str) -> bool:
+        """Whether an address gives a usable answer to a row."""
+        try:
+            answer = await self._complete(replace(row, rows=()), url)
+        except BrokenAnswer:
+            return False
+        return answer is not None and answer.outcome not in UNUSABLE
 
     async def _put_aside(self, address: _Address, reason: str) -> None:
         queue = self._endpoints.queue_of(address.url)
