@@ -383,6 +383,8 @@ class _Pass:
             await parts.limiter_state.save(final=True)
         if canary is not None:
             await canary.finish(self._setup.limits.grace_s)
+        if parts.replicas is not None:
+            await parts.replicas.rest(self._setup.limits.grace_s)
 
     async def _read(self, feed: Feed) -> None:
         """Queue the requests of the feed, and the further ones of [accept], until none come or it drains."""

@@ -13,6 +13,7 @@ Where addresses differ and no majority says which is right, nothing is concluded
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import math
 from collections.abc import Callable, Sequence
@@ -111,6 +112,7 @@ class ReplicaWatch:
         self._prompt: Prompt | None = None
         self._asked = 0
         self._agreed_at = -math.inf
+        self._is_over = False
         # Set when the canaries can be asked, or can't be for good; and after the first look at all addresses.
         self._is_open = asyncio.Event()
         self._has_looked = asyncio.Event()
@@ -176,7 +178,7 @@ class ReplicaWatch:
             if self._reference is None and self._clock.now() - self._agreed_at >= every_s:
                 await self._agree()
             for address in self._addresses.values():
-                if address.task is None and self._is_due(address):
+                if address.task is None and not self._is_over and self._is_due(address):
                     self._begin(address)
             if not self._has_looked.is_set():
                 await asyncio.gather(*self._tasks(), return_exceptions=True)
@@ -268,6 +270,13 @@ class ReplicaWatch:
         if not is_again:
             self._unproven.prove_all()
         return is_again
+
+    async def rest(self, patience_s: float) -> None:
+        """Begin no check any more, and wait at most `patience_s` for those under way: they are paid for."""
+        self._is_over = True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience_s):
+                await asyncio.gather(*self._tasks(), return_exceptions=True)
 
     async def _check(self, address: _Address) -> None:
         """Ask an address its canary, and act on what it answers."""

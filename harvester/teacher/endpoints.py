@@ -63,7 +63,8 @@ def _places(queue: EndpointQueue) -> int:
     """How many rows may be in flight at an endpoint, and one that waits there; what is in flight counts."""
     window = queue.limiter.window
     size = int(window.size) if queue.gets_rows else 0
-    return max(size, window.in_flight) + (not queue.aside_reason)
+    places = max(size, window.in_flight)
+    return places + (not queue.aside_reason and places < window.ceiling)
 
 
 class Endpoints(OtherEndpoints):
@@ -106,8 +107,8 @@ class Endpoints(OtherEndpoints):
         """How many rows are worth working on at once: those that may be in flight, and those that wait.
 
         That is the sum of the windows (or of what is in flight, where a window has shrunk below that), one
-        more for each endpoint, which waits in line there, and the rows that wait before their next try and
-        hold no place. One that is down is probed by one.
+        more for each endpoint whose window may grow, which waits in line there, and the rows that wait before
+        their next try and hold no place. One that is down is probed by one.
         """
         windows = sum(map(_places, self.queues))
         return windows + self._refused_rows + self._retried_rows

@@ -139,14 +139,14 @@ def test_names_of_a_published_format_stay():
         *("requests_sent", "answers_stored", "from_cache", "duplicates", "dead"),
         *("possibly_billed", "cost_microusd", "usage_corrected", "outcomes", "cached_outcomes"),
         *("accepted", "rejected", "unverifiable", "answers_early"),
-        *("requests_joined", "answers_joined", "choices_missing", "choices_surplus"),
+        *("requests_joined", "answers_joined", "choices_missing", "choices_surplus", "taken_back"),
     }
     assert set(Counters().of_canaries()) == {
         *("requests_sent", "answers_stored", "possibly_billed", "cost_microusd"),
     }
     assert "voices" in Counters().as_dict()
     assert {"run_id", "state", "waiting", "rows_total", "retries", "rss_bytes"} <= set(PROGRESS_FIELDS)
-    assert len(PROGRESS_FIELDS) == len(set(PROGRESS_FIELDS)) == 32
+    assert len(PROGRESS_FIELDS) == len(set(PROGRESS_FIELDS)) == 33
 
 
 @pytest.mark.parametrize("distinct", [3, 40])

@@ -117,10 +117,11 @@ class Pass:
             self.pool.start(group)
             for _ in range(rows):
                 await self.pool.put(A_ROW)
-                windows = sum(
-                    max(int(queue.limiter.window.size), queue.limiter.window.in_flight) + 1
+                places = [
+                    max(int(queue.limiter.window.size), queue.limiter.window.in_flight)
                     for queue in self.endpoints.queues
-                )
+                ]
+                windows = sum(places) + sum(count < 48 for count in places)
                 assert self.endpoints.workers == windows
                 self.most_workers_over = max(self.most_workers_over, self.pool.size - windows)
             await self.pool.finish()
