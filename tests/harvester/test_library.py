@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd  # noqa: F401 - pyarrow imports it, and its `six` adds an import hook
 import pyarrow as pa
 import pytest
 
