@@ -7,6 +7,7 @@ needs when it runs, so `--help` is fast.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from dataclasses import asdict
@@ -602,6 +603,10 @@ def main() -> None:
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     if sys.argv[1:2] in (["train"], ["plan"], ["doctor"]):  # lm-evaluation-harness needs pandas
         skip_unused_imports()
+    # PEFT imports bitsandbytes where it is installed, which on a CPU with bf16 arithmetic fetches a kernel
+    # from a hub by this package, or warns that it can't. Nothing is downloaded here.
+    sys.modules.setdefault("kernels", None)  # type: ignore[arg-type]
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     end_on_sigterm()
     try:
         app(prog_name="trainer")

@@ -9,9 +9,17 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from harvester.errors import ConfigError as HarvestConfigError
 from harvester.objects.url import url_in
@@ -44,6 +52,18 @@ _LEAST = "a train.toml needs [student] base and [data] corpus"
 class _Frozen(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    # Keys that a dump leaves out at their default: trainings and hashes of earlier versions don't know them.
+    later_keys: ClassVar[frozenset[str]] = frozenset()
+
+    @model_serializer(mode="wrap")
+    def _without_unused_later_keys(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        dumped: dict[str, Any] = handler(self)
+        fields = type(self).model_fields
+        unused = (key for key in self.later_keys if getattr(self, key) == fields[key].default)
+        for key in unused:
+            dumped.pop(key, None)
+        return dumped
+
 
 class StudentSection(_Frozen):
     """Configure the local model to tune: a folder with safetensors weights, tokenizer and chat template.
@@ -53,11 +73,17 @@ class StudentSection(_Frozen):
         template: file with a chat template to use instead of the folder's own. A training can only be
             resumed with the same template.
         sha256: expected hash of the base (`trainer plan` prints it); another base is refused. Empty: any.
+        quantise: keep the linear layers of the base's decoder in 4 bits, NF4 with quantised scales (QLoRA,
+            arXiv 2305.14314; extra `qlora`). The adapter is trained on these rounded weights and belongs to
+            them. The whole base passes through the host's memory once.
     """
+
+    later_keys: ClassVar[frozenset[str]] = frozenset({"quantise"})
 
     base: str = Field(min_length=1)
     template: str = ""
     sha256: Annotated[str, Matching("([0-9a-f]{64})?", "must be 64 hexadecimal digits")] = ""
+    quantise: Literal["none", "nf4"] = "none"
 
 
 class DataSection(_Frozen):
@@ -123,7 +149,12 @@ class LoraSection(_Frozen):
         plus_ratio: learning rate of B divided by that of A (LoRA+, arXiv 2402.12354).
         trainable_tokens: tokens whose rows of embedding and output layer are trained too, such as control
             tokens that the base never learned.
+        modules_to_save: modules that are trained as a whole and saved with the adapter, by the last part of
+            their name, such as "embed_tokens" and "lm_head" for new tokens. Where input and output share one
+            weight, "embed_tokens" trains that.
     """
+
+    later_keys: ClassVar[frozenset[str]] = frozenset({"modules_to_save"})
 
     rank: PositiveInt = 32
     alpha: Positive = 64
@@ -133,6 +164,7 @@ class LoraSection(_Frozen):
     dora: bool = False
     plus_ratio: Positive = 1.0
     trainable_tokens: tuple[str, ...] = ()
+    modules_to_save: tuple[str, ...] = ()
 
 
 class TrainSection(_Frozen):

@@ -137,7 +137,7 @@ def _losses_of_student(
     adapter = config.out_path / "adapter"
     if not adapter.is_dir():
         on_note("there is no finished student: rows have no loss after training")
-        return _losses(model.load_base(config.base, device), examples, config), [None] * len(examples)
+        return _losses(model.load_base_of(config, device), examples, config), [None] * len(examples)
     weights.check_adapter(adapter)
     check_same_base(config, adapter)
     check_same_tokens(config, renderer, adapter)

@@ -68,7 +68,7 @@ def compare(rendered: Rendered, renderer: Renderer, config: TrainConfig) -> tupl
         return ()
     places = np.linspace(0, len(numbers) - 1, min(MOST_EXAMPLES, len(numbers))).round().astype(int)
     device = model.select_device(config.train)
-    student = model.load_base(config.base, device)
+    student = model.load_base_of(config, device)
     # A part of a character is shown by its bytes.
     names = [data.decode(errors="backslashreplace") for data in token_bytes(renderer.tokenizer)]
     compared = []

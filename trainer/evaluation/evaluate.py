@@ -131,7 +131,7 @@ def evaluate(
     count = len(rows.held_out)
     with student.disable_adapter():
         of_base = test.answers_of(student, on_note, partial(on_batch, "base", count))
-    if device.type == "cpu":
+    if device.type == "cpu" and config.student.quantise == "none":
         student.merge_adapter()  # in place and in fp32: the adapter costs no time per token
     of_student = test.answers_of(student, on_note, partial(on_batch, "student", count))
     answers = {"base": of_base, "student": of_student}

@@ -92,6 +92,12 @@ def run(
         )
     adapter = config.out_path / "adapter"
     check_same_base(config, adapter)
+    if config.student.quantise != "none":
+        raise ConfigError(
+            "lm-evaluation-harness would put the adapter on the unrounded base, which is another student",
+            place="student.quantise",
+            remedy="`trainer export` the student, and give the folder to the harness itself",
+        )
     base = str(config.base)
     models: dict[str, dict[str, str]] = {
         "base": {"pretrained": base},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import resource
 import time
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ import torch
 
 from harvester.store.reader import Corpus
 from trainer.evaluation import intervals
-from trainer.model import generate, structure
+from trainer.model import four_bit, generate, structure
 
 # Columns of the corpus that say what the teacher took.
 COLUMNS = ("prompt_id", "latency_s", "input_tokens", "output_tokens", "cost_microusd", "outcome")
@@ -80,8 +81,12 @@ def student_facts(
         usd_per_hour: price of this machine; None: unknown.
     """
     device = next(model.parameters()).device
-    # A merged student has the parameters of its base.
-    own = [p for name, p in structure.base_model_of(model).named_parameters() if "lora_" not in name]
+    # A merged student has the parameters of its base. Weights in 4 bits are buffers.
+    added = re.compile(r"lora_|\.modules_to_save\.")
+    base_model = structure.base_model_of(model)
+    own = [p for name, p in base_model.named_parameters() if not added.search(name)]
+    packed = four_bit.layers_of(base_model)
+    packed_bytes = sum(b.numel() * b.element_size() for layer in packed for b in layer.buffers())
     after_first = [(t.tokens - 1, t.total_s - t.first_s) for t in timings if t.tokens > 1]
     per_answer = in_batches.first_s
     return {
@@ -93,8 +98,8 @@ def student_facts(
         "tokens_per_s": intervals.ratio([n for n, _ in after_first], [s for _, s in after_first], _RESAMPLES),
         "tokens_per_s_in_batches": in_batches.tokens / in_batches.total_s if in_batches.total_s else None,
         "answer_s_in_batches": per_answer,
-        "parameters": sum(p.numel() for p in own),
-        "weight_bytes": sum(p.numel() * p.element_size() for p in own),
+        "parameters": sum(p.numel() for p in own) + sum(x.in_features * x.out_features for x in packed),
+        "weight_bytes": sum(p.numel() * p.element_size() for p in own) + packed_bytes,
         "process_peak_bytes": _peak_bytes(device),
         "disk_bytes": _size(base, "*.safetensors") + _size(adapter, "*.safetensors"),
         "usd_per_1000_answers": None if usd_per_hour is None else per_answer / 3600 * usd_per_hour * 1000,

@@ -272,10 +272,11 @@ class Stages:
         model.set_threads(config.train)
         device = model.select_device(config.train)
         if training is None:
-            student = model.load_base(config.base, device)
+            student = model.load_base_of(config, device)
         else:
             student = model.load_trained_student(config, self.adapter_of(training), device)
-            if device.type == "cpu" and self._measure == "accuracy":
+            is_mergeable = device.type == "cpu" and config.student.quantise == "none"
+            if is_mergeable and self._measure == "accuracy":
                 student.merge_adapter()
         score = self._loss(student) if self._measure == "loss" else self._accuracy(student, title)
         failpoints.reach("stages.scored")

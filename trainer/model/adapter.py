@@ -5,13 +5,15 @@ from __future__ import annotations
 import difflib
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from types import MethodType
 from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
 from peft.tuners import tuners_utils
 from peft.tuners.lora import LoraLayer
+from peft.utils import ModulesToSaveWrapper
 
 from trainer.config import LoraSection
 from trainer.errors import StudentError
@@ -30,11 +32,13 @@ def add_adapter(base: Any, lora: LoraSection, token_ids: Sequence[int] = ()) -> 
     """
     _check_ties(base, lora.target)
     _check_names(base, lora.target)
+    whole = saved_modules(base, lora)
+    is_tied = bool(getattr(base.config, "tie_word_embeddings", False))
     excluded = excluded_layers(base) if isinstance(lora.target, str) else []
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # peft calls a deprecated name of transformers
-            return get_peft_model(
+            student = get_peft_model(
                 base,
                 LoraConfig(
                     task_type="CAUSAL_LM",
@@ -46,6 +50,8 @@ def add_adapter(base: Any, lora: LoraSection, token_ids: Sequence[int] = ()) -> 
                     trainable_token_indices=_trainable_rows(base, token_ids) if token_ids else None,
                     use_rslora=lora.rslora,
                     use_dora=lora.dora,
+                    modules_to_save=list(whole) or None,
+                    ensure_weight_tying=is_tied and any(_is_embedding(base, name) for name in whole),
                 ),
                 autocast_adapter_dtype=True,  # fp32 master weights over a bf16 base
             )
@@ -53,6 +59,91 @@ def add_adapter(base: Any, lora: LoraSection, token_ids: Sequence[int] = ()) -> 
         raise StudentError(
             f"no adapter: {first_line(error)}", place="lora.target", remedy=_target_remedy(base)
         ) from None
+    _widen_saved_modules(student)
+    return student
+
+
+def saved_modules(base: Any, lora: LoraSection) -> list[str]:
+    """Return the modules of `[lora] modules_to_save` as PEFT wants them: one for two tied layers.
+
+    PEFT takes every module whose name ends with a text, so "norm" would take "input_layernorm" too; where
+    that would happen, full names are returned.
+
+    Raises:
+        StudentError: a name matches no module, is a target too, or is the output layer of a tied base alone.
+    """
+    names = [name for name, _ in base.named_modules() if name]
+    last_parts = sorted({name.rpartition(".")[2] for name in names})
+    for wanted in lora.modules_to_save:
+        if wanted not in last_parts:
+            near = difflib.get_close_matches(wanted, last_parts, n=1)
+            raise StudentError(
+                f"no module is named {wanted!r}",
+                place="lora.modules_to_save",
+                remedy=f"did you mean {near[0]!r}?" if near else "name it as `embed_tokens` or `lm_head`",
+            )
+        if not isinstance(lora.target, str) and wanted in lora.target:
+            raise StudentError(
+                f"{wanted} can't be trained as a whole and have an adapter",
+                place="lora.modules_to_save",
+                remedy="name it there or in [lora] target",
+            )
+    kept = _untied(base, lora.modules_to_save)
+    found: list[str] = []
+    for wanted in kept:
+        matches = [name for name in names if name.rpartition(".")[2] == wanted]
+        found += [wanted] if matches == [name for name in names if name.endswith(wanted)] else matches
+    return found
+
+
+def _untied(base: Any, wanted: Sequence[str]) -> list[str]:
+    """Leave out the output layer where it shares its weight with the embedding, which is named, too."""
+    if not getattr(base.config, "tie_word_embeddings", False):
+        return list(wanted)
+    tied = (base.get_input_embeddings(), base.get_output_embeddings())
+    embedding, output = (
+        next((n.rpartition(".")[2] for n, each in base.named_modules() if each is module), "")
+        for module in tied
+    )
+    if output in wanted and embedding not in wanted:
+        raise StudentError(
+            f"{output} is tied: input and output share one weight in this base",
+            place="lora.modules_to_save",
+            remedy=f'name "{embedding}", which trains that one weight',
+        )
+    return [name for name in wanted if name != output]
+
+
+def _is_embedding(base: Any, name: str) -> bool:
+    embedding = base.get_input_embeddings()
+    return any(n.endswith(name) and module is embedding for n, module in base.named_modules())
+
+
+def _widen_saved_modules(student: Any) -> None:
+    """Keep modules that are trained as a whole in fp32; over a narrower base they compute in its dtype."""
+    dtype = next((p.dtype for p in student.parameters() if not p.requires_grad), torch.float32)
+    for wrapper in student.modules():
+        if not isinstance(wrapper, ModulesToSaveWrapper) or dtype == torch.float32:
+            continue
+        module = wrapper.modules_to_save["default"]
+        for parameter in module.parameters():
+            parameter.data = parameter.data.float()
+        module.forward = MethodType(_in_dtype(dtype, module.forward), module)
+
+
+def _in_dtype(dtype: torch.dtype, forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a forward that runs with parameters rounded to `dtype`; gradients reach those in fp32."""
+
+    def narrow(self: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+        held = self._parameters
+        rounded = {name: None if value is None else value.to(dtype) for name, value in held.items()}
+        self._parameters = rounded  # type: ignore[assignment]
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            self._parameters = held
+
+    return narrow
 
 
 def _trainable_rows(base: Any, token_ids: Sequence[int]) -> list[int] | dict[str, list[int]]:
@@ -89,7 +180,12 @@ def adapted_layers(student: Any) -> Counter[str]:
 def describe_adapted(student: Any) -> str:
     """Describe for the operator how many layers each target took."""
     layers = ", ".join(f"{name} {count}" for name, count in sorted(adapted_layers(student).items()))
-    return f"LoRA on {layers}"
+    whole = sorted(
+        name.rpartition(".")[2]
+        for name, module in student.named_modules()
+        if isinstance(module, ModulesToSaveWrapper)
+    )
+    return f"LoRA on {layers}" + (f"; trained as a whole: {', '.join(whole)}" if whole else "")
 
 
 def describe_left_out(student: Any) -> list[str]:

@@ -5,7 +5,8 @@ PEFT's x W^T + scale (x A^T) B^T when dropout is 0. It costs the gradient of the
 token) and saves the narrow products (6 r (in+out) FLOP) and one pass over [tokens, out]. On the CPU that
 pays while `in` is small.
 
-Fused: `lora_linear`. Used wherever folding does not pay, without dropout and DoRA.
+Fused: `lora_linear`. Used wherever folding does not pay, without dropout and DoRA. It also takes a base in 4
+bits, which is never folded: each layer computes its own weight in the forward and again in the backward pass.
 
 CPU ms of forward and backward of 1,024 tokens on one core, PEFT / folded / fused:
 128x256 rank 32: 3.4 / 2.5 / 3.3; 512x512 rank 16: 15.8 / 18.7 / 14.3.
@@ -23,6 +24,7 @@ import torch
 from peft.tuners.lora import Linear, LoraLayer
 from torch.nn import functional
 
+from trainer.model.four_bit import FourBitLinear
 from trainer.model.lora_kernel import lora_linear
 
 # Cost of the pass over the output that folding saves, on the CPU, as FLOP per output element. Memory traffic
@@ -63,12 +65,15 @@ def slow_layers(student: torch.nn.Module, adapter: str = "default") -> tuple[int
 
 def _is_plain(layer: Any, adapter: str) -> bool:
     has_no_dropout = isinstance(layer.lora_dropout[adapter], torch.nn.Identity)
-    is_plain_linear = type(layer.base_layer) is torch.nn.Linear and layer.lora_B[adapter].bias is None
+    is_linear = type(layer.base_layer) in (torch.nn.Linear, FourBitLinear)
+    is_plain_linear = is_linear and layer.lora_B[adapter].bias is None
     is_variant = layer.use_dora.get(adapter) or layer.fan_in_fan_out
     return bool(has_no_dropout and is_plain_linear and not is_variant)
 
 
 def _folding_is_cheaper(layer: Any, adapter: str) -> bool:
+    if isinstance(layer.base_layer, FourBitLinear):
+        return False
     weight = layer.base_layer.weight
     if weight.device.type != "cpu" or weight.dtype != torch.float32:
         return False  # rounding W + scale B A to bf16 would lose most of the adapter
@@ -92,6 +97,7 @@ def _fused_forward(adapter: str) -> Forward:
     def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
         base = self.base_layer
         lora_a, lora_b = self.lora_A[adapter].weight, self.lora_B[adapter].weight
-        return lora_linear(x, base.weight, base.bias, lora_a, lora_b, self.scaling[adapter])
+        weight = base.dequantised if isinstance(base, FourBitLinear) else base.weight
+        return lora_linear(x, weight, base.bias, lora_a, lora_b, self.scaling[adapter])
 
     return forward

@@ -11,15 +11,19 @@ never computed. The parameters are PEFT's own, so the adapter's files are too.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.nn import functional
 
+# A frozen weight [out, in], or what computes it: a weight in 4 bits exists in full only while it is used.
+Weight = torch.Tensor | Callable[[], torch.Tensor]
+
 
 def lora_linear(
     x: torch.Tensor,
-    weight: torch.Tensor,
+    weight: Weight,
     bias: torch.Tensor | None,
     lora_a: torch.Tensor,
     lora_b: torch.Tensor,
@@ -29,7 +33,8 @@ def lora_linear(
 
     Args:
         x: [..., in], any float dtype.
-        weight: W, [out, in], frozen, in x's dtype.
+        weight: W, [out, in], frozen, in x's dtype. A function is called in the forward and again in the
+            backward pass, and what it returns is not kept.
         bias: b, [out], frozen, in x's dtype, or None.
         lora_a: A, [rank, in]; may be wider than x (fp32 over bf16).
         lora_b: B, [out, rank]; dtype as A.
@@ -56,13 +61,15 @@ class _LoraLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *args: Any) -> torch.Tensor:
         x, weight, bias, lora_a, lora_b, ctx.scale = args
+        ctx.compute_weight = None if isinstance(weight, torch.Tensor) else weight
         ctx.parameter_dtype = lora_a.dtype
         lora_a, lora_b = lora_a.to(x.dtype), lora_b.to(x.dtype)
         tokens = x.reshape(-1, x.shape[-1])
         reduced = tokens @ lora_a.t()
-        y = functional.linear(tokens, weight, bias)
+        y = functional.linear(tokens, weight if ctx.compute_weight is None else weight(), bias)
         torch.addmm(y, reduced, lora_b.t(), alpha=ctx.scale, out=y)
-        ctx.save_for_backward(tokens, weight, lora_a, lora_b, reduced)
+        kept = weight if ctx.compute_weight is None else None
+        ctx.save_for_backward(tokens, kept, lora_a, lora_b, reduced)
         ctx.shape = x.shape
         return y.view(*x.shape[:-1], y.shape[-1])
 
@@ -74,7 +81,7 @@ class _LoraLinear(torch.autograd.Function):
         grad_x = None
         # Not needed for query, key and value of the first layer: the embedding before them is frozen.
         if ctx.needs_input_grad[0]:
-            grad_x = grad_y @ weight
+            grad_x = grad_y @ (weight if ctx.compute_weight is None else ctx.compute_weight())
             grad_x = torch.addmm(grad_x, grad_reduced, lora_a, out=grad_x).view(ctx.shape)
         grad_a = matmul_as(grad_reduced.t(), tokens, ctx.parameter_dtype)
         grad_b = matmul_as(grad_y.t(), reduced, ctx.parameter_dtype).mul_(ctx.scale)

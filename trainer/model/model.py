@@ -16,7 +16,7 @@ from transformers.utils import logging
 
 from trainer.config import CUDA_PACK_TOKENS, TrainConfig, TrainSection
 from trainer.errors import ConfigError, StudentError
-from trainer.model import adapter, loading, self_test, varlen_attention
+from trainer.model import adapter, four_bit, loading, self_test, varlen_attention
 from trainer.model.harmless import require_harmless, require_harmless_targets
 from trainer.model.loading import first_line
 from trainer.model.rows import RowLayout
@@ -183,6 +183,32 @@ def load_base(
     return model.to(weights_on or device).eval()
 
 
+def load_base_of(
+    config: TrainConfig,
+    device: torch.device,
+    *,
+    weights_on: torch.device | None = None,
+    dtype: torch.dtype | None = None,
+) -> Any:
+    """Load the base of a configuration in evaluation mode, in 4 bits if `[student] quantise` says so.
+
+    A base in 4 bits passes through the host's memory in its own dtype, once.
+
+    Args:
+        weights_on, dtype: as of `load_base`; of what is not in 4 bits.
+
+    Raises:
+        StudentError: as `load_base`, or the base can't be kept in 4 bits.
+        ConfigError: the package that 4 bits need is not installed.
+    """
+    if config.student.quantise == "none":
+        return load_base(config.base, device, weights_on=weights_on, dtype=dtype)
+    four_bit.require_installed()
+    base = load_base(config.base, device, weights_on=torch.device("cpu"), dtype=dtype)
+    four_bit.quantise_base(base, device)
+    return base.to(device)
+
+
 def load_new_student(config: TrainConfig, device: torch.device, *, sharded: bool = False) -> Any:
     """Load the base with a new adapter, in training mode: fp32 adapter, everything else frozen.
 
@@ -195,7 +221,7 @@ def load_new_student(config: TrainConfig, device: torch.device, *, sharded: bool
         StudentError: no linear layer matches `[lora] target`.
     """
     check_base(config.base, config.student.sha256)
-    base = load_base(config.base, device, weights_on=torch.device("cpu") if sharded else None)
+    base = load_base_of(config, device, weights_on=torch.device("cpu") if sharded else None)
     with suppress(ValueError):  # the self-test chooses another layout for a student that can't take it
         self_test.set_attention(base, RowLayout(attention=register_attention(device)))
     torch.manual_seed(config.train.seed)
@@ -204,7 +230,9 @@ def load_new_student(config: TrainConfig, device: torch.device, *, sharded: bool
 
 def add_adapter(base: Any, config: TrainConfig) -> Any:
     """Put the adapter of `[lora]` on a base; see `adapter.add_adapter`."""
-    return adapter.add_adapter(base, config.lora, trainable_token_ids(config))
+    student = adapter.add_adapter(base, config.lora, trainable_token_ids(config))
+    four_bit.refuse_merges(student)
+    return student
 
 
 def trainable_token_ids(config: TrainConfig) -> list[int]:
@@ -252,6 +280,8 @@ def check_without_weights(config: TrainConfig) -> list[str]:
         forward = self_test.check_student(student, config.base)
         notes.append(f"{self_test.NO_COPY}, so the student itself was loaded for the test")
     require_compilable(config, forward)
+    if config.student.quantise != "none":
+        four_bit.require_installed()
     if forward.note:
         notes.append(forward.note)
     return notes
@@ -264,8 +294,12 @@ def require_compilable(config: TrainConfig, forward: StudentForward) -> None:
     then fails, and rows of many shapes would each be compiled anew.
 
     Raises:
-        ConfigError: it is set.
+        ConfigError: it is set, there or for a base in 4 bits.
     """
+    if config.train.compile and config.student.quantise != "none":
+        raise ConfigError(
+            "a base in 4 bits can't be compiled", place="train.compile", remedy="compile = false"
+        )
     if config.train.compile and not forward.layout.packed:
         raise ConfigError(
             "a student whose rows are not packed can't be compiled",
@@ -275,12 +309,18 @@ def require_compilable(config: TrainConfig, forward: StudentForward) -> None:
 
 
 def load_trained_student(
-    config: TrainConfig, folder: Path, device: torch.device, *, dtype: torch.dtype | None = None
+    config: TrainConfig,
+    folder: Path,
+    device: torch.device,
+    *,
+    dtype: torch.dtype | None = None,
+    base: Any = None,
 ) -> Any:
     """Load the base with a trained adapter that can be switched off, in evaluation mode.
 
     Args:
         dtype: of the base's weights; None: the one for `device`. The adapter is fp32.
+        base: the base, if it has been loaded already.
 
     Returns:
         A PEFT model. Under `disable_adapter()` it computes what the base alone computes.
@@ -290,7 +330,7 @@ def load_trained_student(
     """
     check_adapter(folder)
     require_harmless_targets(folder)
-    base = load_base(config.base, device, dtype=dtype)
+    base = load_base_of(config, device, dtype=dtype) if base is None else base
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -298,6 +338,7 @@ def load_trained_student(
     except Exception as error:  # noqa: BLE001 - see load_base
         raise StudentError(f"the adapter can't be loaded: {first_line(error)}", place=str(folder)) from None
     loading.check_adapter_tensors(student, folder)
+    four_bit.refuse_merges(student)
     return student.eval()
 
 

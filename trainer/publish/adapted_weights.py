@@ -7,7 +7,7 @@ loads a base; how is asked of transformers itself.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper
 from safetensors import safe_open
 from transformers.core_model_loading import revert_weight_conversion
 
@@ -27,7 +28,7 @@ INDEX_FILE = "model.safetensors.index.json"
 FLOATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 # Names of parameters that belong to an adapter and not to the base.
-_ADAPTER_PARAMETER = re.compile(r"\.(lora_|trainable_tokens_)")
+_ADAPTER_PARAMETER = re.compile(r"\.(lora_|trainable_tokens_|modules_to_save\.)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,18 +78,18 @@ def stored_dtype(tensors: Mapping[str, StoredTensor]) -> torch.dtype:
 
 
 @dataclass(frozen=True, slots=True)
-class AdaptedParameter:
-    """A parameter with an adapter. name: in the model of transformers, without the names that PEFT adds."""
+class ChangedParameter:
+    """A parameter that a training changed.
+
+    Attributes:
+        name: in the model of transformers, without the names that PEFT adds.
+        value: the base's parameter under an adapter; else the changed one.
+        layer: with the adapter; None if the parameter itself was changed.
+    """
 
     name: str
-    layer: BaseTunerLayer
-
-    @property
-    def value(self) -> torch.nn.Parameter:
-        """The base's parameter."""
-        module, attribute = _adapted(self.layer)
-        parameter: torch.nn.Parameter = getattr(module, attribute)
-        return parameter
+    value: torch.nn.Parameter
+    layer: BaseTunerLayer | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,18 +139,21 @@ class AdaptedGroup:
         return dict(zip(self.stored, values.values(), strict=True))
 
 
-def adapted_groups(student: Any, tensors: Mapping[str, StoredTensor]) -> list[AdaptedGroup]:
-    """Find, for each parameter with an adapter, the tensors of the base's files that hold it.
+def adapted_groups(
+    student: Any, tensors: Mapping[str, StoredTensor], changed: Sequence[str] = ()
+) -> list[AdaptedGroup]:
+    """Find, for each parameter that a training changed, the tensors of the base's files that hold it.
 
     Args:
-        student: a PEFT model.
+        student: a PEFT model, or a model of transformers.
         tensors: from `stored_tensors`.
+        changed: names of parameters that were changed without an adapter, beside `modules_to_save`.
 
     Raises:
         StudentError: the tensors of an adapted parameter can't be told.
     """
     base = structure.base_model_of(student)
-    adapted = {each.name: each for each in _adapted_parameters(base)}
+    adapted = {each.name: each for each in _changed_parameters(base, frozenset(changed))}
     groups: list[AdaptedGroup] = []
     grouped: set[str] = set()
     for name, each in adapted.items():
@@ -177,24 +181,37 @@ def _adapted(layer: BaseTunerLayer) -> tuple[torch.nn.Module, str]:
 
 def _plain_name(name: str) -> str:
     """Return a name in the model of transformers without the parts that PEFT inserts."""
-    return ".".join(part for part in name.split(".") if part not in ("base_layer", "token_adapter"))
+    added = ("base_layer", "token_adapter", "original_module")
+    return ".".join(part for part in name.split(".") if part not in added)
 
 
-def _adapted_parameters(base: Any) -> Iterator[AdaptedParameter]:
+def _changed_parameters(base: Any, changed: Collection[str]) -> Iterator[ChangedParameter]:
     seen: set[int] = set()
+
+    def is_new(parameter: torch.Tensor) -> bool:  # else the other of two tied layers
+        known = parameter.data_ptr() in seen
+        seen.add(parameter.data_ptr())
+        return not known
+
     for name, module in base.named_modules():
-        if not isinstance(module, BaseTunerLayer):
-            continue
-        each = AdaptedParameter(f"{_plain_name(name)}.{_adapted(module)[1]}", module)
-        if each.value.data_ptr() not in seen:  # else the other of two tied layers
-            seen.add(each.value.data_ptr())
-            yield each
+        if isinstance(module, BaseTunerLayer):
+            inner, attribute = _adapted(module)
+            parameter = getattr(inner, attribute)
+            if is_new(parameter):
+                yield ChangedParameter(f"{_plain_name(name)}.{attribute}", parameter, module)
+        elif isinstance(module, ModulesToSaveWrapper):
+            for own, parameter in module.modules_to_save["default"].named_parameters():
+                if is_new(parameter):
+                    yield ChangedParameter(f"{_plain_name(name)}.{own}", parameter)
+    for name, parameter in base.named_parameters():
+        if _plain_name(name) in changed and is_new(parameter):
+            yield ChangedParameter(_plain_name(name), parameter)
 
 
 def _converted_group(
     base: Any,
     parameters: Mapping[str, torch.Tensor],
-    adapted: Mapping[str, AdaptedParameter],
+    adapted: Mapping[str, ChangedParameter],
     tensors: Mapping[str, StoredTensor],
 ) -> AdaptedGroup | None:
     """Ask transformers how it would store parameters; None unless the base's files have exactly that."""
@@ -205,19 +222,24 @@ def _converted_group(
         return None
     if not all(name in tensors and tensors[name].shape == tuple(t.shape) for name, t in stored.items()):
         return None
-    layers = {name: adapted[name].layer for name in parameters if name in adapted}
+    layers = {
+        name: layer
+        for name in parameters
+        if (each := adapted.get(name)) is not None and (layer := each.layer) is not None
+    }
     return AdaptedGroup(base, parameters, layers, tuple(stored), is_converted=True)
 
 
 def _named_group(
-    base: Any, each: AdaptedParameter, tensors: Mapping[str, StoredTensor]
+    base: Any, each: ChangedParameter, tensors: Mapping[str, StoredTensor]
 ) -> AdaptedGroup | None:
     """Find the stored tensor of one parameter by its name."""
     stored = _stored_name(each.name, tensors)
     if stored is None or tensors[stored].shape != tuple(each.value.shape):
         return None
     parameters = {each.name: each.value}
-    return AdaptedGroup(base, parameters, {each.name: each.layer}, (stored,), is_converted=False)
+    layers = {} if each.layer is None else {each.name: each.layer}
+    return AdaptedGroup(base, parameters, layers, (stored,), is_converted=False)
 
 
 def _siblings(base: Any, name: str) -> dict[str, torch.Tensor]:

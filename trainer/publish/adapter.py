@@ -22,6 +22,12 @@ from trainer.provenance import fingerprint, model_card
 from trainer.provenance.fingerprint import LearnedRows
 from trainer.publish import serving
 
+# What a card says of an adapter that was trained on a base in 4 bits.
+_QUANTISED = (
+    "linear layers of the decoder in 4 bits (NF4, QLoRA), computed from the files that the SHA-256 covers; "
+    "the adapter corrects these rounded weights, so over the unrounded base it is another student"
+)
+
 # Rows that `rehearse` writes.
 REHEARSED_ROWS = 1000
 
@@ -89,6 +95,14 @@ def check_same_base(config: TrainConfig, adapter: Path) -> None:
             f"the adapter was trained on a base with the SHA-256 {recorded}, this base has {actual}",
             place=str(config.base),
             remedy="set [student] base to the folder that the adapter was trained on, or train it again",
+        )
+    quantised = weights.read_json(adapter / "lineage.json").get("base_quantised", "none")
+    if quantised != config.student.quantise:
+        raise StudentError(
+            f"the adapter was trained on a base with quantise = {quantised!r}, train.toml has "
+            f"{config.student.quantise!r}",
+            place="student.quantise",
+            remedy=f'quantise = "{quantised}"',
         )
 
 
@@ -160,6 +174,7 @@ def _write_companions(  # noqa: PLR0913 - as `write_adapter`
         "tokenizer_sha256": weights.tokenizer_sha256(config.base),
         "template_sha256": renderer.template_sha256,
         "forced_faults": list(faults),
+        **({"base_quantised": config.student.quantise} if config.student.quantise != "none" else {}),
         **({"soft_targets": soft} if soft else {}),
         **({"on_policy": on_policy} if on_policy else {}),
     }
@@ -244,8 +259,10 @@ def card_facts(
     target = config.lora.target if isinstance(config.lora.target, str) else ", ".join(config.lora.target)
     return [
         ("adapter", f"LoRA, rank {config.lora.rank}, alpha {config.lora.alpha:g}, on {target}"),
+        *([("trained as a whole", ", ".join(whole))] if (whole := config.lora.modules_to_save) else []),
         ("load with", "peft.PeftModel.from_pretrained(base, this folder)"),
         ("base SHA-256 (config and weights)", weights.content_sha256(config.base)),
+        *([("base during the training", _QUANTISED)] if config.student.quantise != "none" else []),
         ("answers learned", f"{rows:,}; their hashes are in {fingerprint.ROWS_FILE}"),
         _passes(config.train),
         ("end of a turn", f"token {renderer.chat_shape.stop_id}"),

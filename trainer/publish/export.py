@@ -24,7 +24,7 @@ from trainer.config import TrainConfig
 from trainer.data import published_template
 from trainer.data.chat_template import Renderer
 from trainer.errors import ConfigError, StoreFull, StudentError
-from trainer.model import model, self_test, weights
+from trainer.model import four_bit, model, self_test, weights
 from trainer.provenance import fingerprint, model_card, terms_check
 from trainer.publish import adapted_weights, gguf_files, merge, modelfile, server_checks
 from trainer.publish.adapter import card_facts, check_same_base, check_same_tokens, write_serving_files
@@ -123,14 +123,16 @@ def _merge(
     tensors = adapted_weights.stored_tensors(config.base)
     stored = adapted_weights.stored_dtype(tensors)
     kind = _dtype(config, dtype, stored)
-    student = model.load_trained_student(config, adapter, _CPU, dtype=stored)
+    base = model.load_base(config.base, _CPU, dtype=stored)
+    rounded = four_bit.round_weights(base) if config.student.quantise != "none" else []
+    student = model.load_trained_student(config, adapter, _CPU, base=base)
     learned = _logits(student, probe)
-    groups = adapted_weights.adapted_groups(student, tensors)
+    groups = adapted_weights.adapted_groups(student, tensors, rounded)
     fold = _check_merge(_logits(student, probe, merged=True), learned, adapter)
     expected = _logits(student, probe, merged=True, cast=kind)
     merge.write_merged(config.base, folder, groups, kind)
     groups = [group.without_weights() for group in groups]
-    del student
+    del student, base
     gc.collect()  # modules and hooks refer to each other
     # In fp32 wherever the base is, so that what the classes compute when they are built is rounded alike.
     loaded_as = stored if stored is torch.float32 else kind

@@ -80,6 +80,8 @@ def write(
             _write_quantised(folder, file, kind, facts, threads=model.thread_count(config.train))
         files.append({"kind": kind, **read_back(file, folder, renderer.chat_shape.stop_id)})
         notes += _type_notes(kind, files[-1]["tensors"])
+    if config.student.quantise != "none":
+        return files, [*notes, "no GGUF of the adapter: it belongs to a base in 4 bits (NF4)"]
     file = folder / f"{name}-adapter.gguf"
     try:
         adapter = config.out_path / "adapter"

@@ -180,7 +180,7 @@ def _merge_group(group: AdaptedGroup, dtypes: Mapping[str, str]) -> dict[str, to
     try:
         stored = group.merged()
     except ValueError as error:
-        first = next(iter(group.adapted))
+        first = next(iter(group.parameters))
         raise StudentError(f"{first} can't be merged: {error}", remedy="train the adapter again") from None
     return {name: stored[name].to(FLOATS[dtypes[name]]) for name in group.stored if name in dtypes}
 

@@ -79,6 +79,8 @@ def adapter_obstacles(settings: Mapping[str, Any]) -> dict[str, str]:
         obstacles |= dict.fromkeys(("vLLM", "SGLang"), "does not support DoRA")
     elif rows:
         obstacles |= dict.fromkeys(("vLLM", "SGLang"), "does not support adapters with rows of tokens")
+    elif settings.get("modules_to_save"):
+        obstacles |= dict.fromkeys(("vLLM", "SGLang"), "does not support adapters with whole modules")
     elif rank > VLLM_RANKS[-1]:
         obstacles["vLLM"] = f"supports ranks up to {VLLM_RANKS[-1]}"
     elif outer:
@@ -92,7 +94,12 @@ def _adapter_checks(settings: Mapping[str, Any]) -> tuple[ServerCheck, ...]:
     """Check rank, method and target modules of an adapter that is served beside its base."""
     obstacles = adapter_obstacles(settings)
     targets = settings.get("target_modules") or ()
-    methods = {"use_rslora": "rsLoRA", "use_dora": "DoRA", "trainable_token_indices": "rows of tokens"}
+    methods = {
+        "use_rslora": "rsLoRA",
+        "use_dora": "DoRA",
+        "trainable_token_indices": "rows of tokens",
+        "modules_to_save": "whole modules",
+    }
     method = ", ".join(["LoRA", *(name for key, name in methods.items() if settings.get(key))])
 
     def servers(*words: str) -> dict[str, str]:
@@ -107,7 +114,9 @@ def _adapter_checks(settings: Mapping[str, Any]) -> tuple[ServerCheck, ...]:
             "servers' lists",
             servers("adapters on"),
         ),
-        ServerCheck("method", method, "servers' lists", servers("DoRA", "rsLoRA", "rows of tokens")),
+        ServerCheck(
+            "method", method, "servers' lists", servers("DoRA", "rsLoRA", "rows of tokens", "whole modules")
+        ),
     )
 
 

@@ -157,11 +157,14 @@ def _gguf_files(merged: Path) -> list[Mapping[str, Any]]:
 def _why_vllm_needs_merge(config: TrainConfig) -> str:
     """Return why vLLM can't serve the adapter beside its base; "" if it can."""
     lora = config.lora
+    if config.student.quantise != "none":
+        return "the adapter belongs to a base in 4 bits, which the merged folder has the values of"
     settings = {
         "r": lora.rank,
         "target_modules": () if isinstance(lora.target, str) else lora.target,
         "use_dora": lora.dora,
         "trainable_token_indices": lora.trainable_tokens,
+        "modules_to_save": lora.modules_to_save,
     }
     obstacle = adapter_obstacles(settings).get("vLLM")
     return f"vLLM {obstacle}" if obstacle else ""

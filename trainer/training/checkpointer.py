@@ -152,7 +152,9 @@ class Checkpointer:
             for key in sections[section]
         }
         for key in _FREE_SETTINGS:
-            del settings[key]
+            settings.pop(key, None)
+        if self._config.student.quantise != "none":
+            settings["student.quantise"] = self._config.student.quantise
         # Earlier checkpoints don't know these settings.
         if not self._config.train.deterministic:
             del settings["train.deterministic"]

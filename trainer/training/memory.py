@@ -23,8 +23,17 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from trainer.config import TrainConfig
 from trainer.data.chat_template import Example
 from trainer.data.collator import Batch, batches
-from trainer.errors import HarvesterError
-from trainer.model import loading, lora_forward, model, self_test, structure, varlen_attention, weights
+from trainer.errors import ConfigError, HarvesterError
+from trainer.model import (
+    four_bit,
+    loading,
+    lora_forward,
+    model,
+    self_test,
+    structure,
+    varlen_attention,
+    weights,
+)
 from trainer.model.rows import RowLayout
 from trainer.model.segment_attention import SegmentGroups
 from trainer.model.self_test import StudentForward
@@ -214,6 +223,8 @@ def _empty_student(config: TrainConfig, device: torch.device, layout: RowLayout)
             dtype=model.base_dtype(device),
             trust_remote_code=False,
         )
+        if config.student.quantise != "none":
+            four_bit.quantise_base(base, device)
         return model.add_adapter(base, config).train()
 
 
@@ -269,6 +280,14 @@ def enable_checkpointing(student: Any) -> None:
 
 def needs_sharding(config: TrainConfig, ranks: int) -> bool:
     """Decide whether to split the base over `ranks` processes, by `[train] shard` and the free memory."""
+    if config.student.quantise != "none":
+        if config.train.shard == "always" and ranks > 1:
+            raise ConfigError(
+                "a base in 4 bits can't be split over processes: each holds all of it",
+                place="train.shard",
+                remedy='shard = "never"',
+            )
+        return False
     if ranks == 1 or config.train.shard != "planned":
         return ranks > 1 and config.train.shard == "always"
     free = available_bytes(model.select_device(config.train), ranks)

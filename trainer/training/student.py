@@ -11,7 +11,7 @@ import torch
 
 from trainer.config import TrainConfig
 from trainer.data.chat_template import Example
-from trainer.model import adapter, compile, lora_forward, model, self_test
+from trainer.model import adapter, compile, four_bit, lora_forward, model, self_test
 from trainer.model.losses import RowLoss, loss_and_gradient
 from trainer.model.self_test import OWN_LOGITS, StudentForward
 from trainer.model.soft_loss import SoftMix
@@ -98,6 +98,8 @@ def describe_setup(student: TrainableStudent, world: World) -> list[str]:
     if student.sharded:
         mebibytes = student.base_bytes / 2**20
         notes.append(f"base sharded: {mebibytes:,.1f} MiB of it in each of {world.size} processes")
+    if four_bit.layers_of(student.model):
+        notes.append(four_bit.describe(student.model))
     notes += [adapter.describe_adapted(student.model), *adapter.describe_left_out(student.model)]
     if student.forward.note:
         notes.append(student.forward.note)
