@@ -171,6 +171,8 @@ class TrainSection(_Frozen):
     """Configure the training loop.
 
     Attributes:
+        method: what is trained: a LoRA adapter, or "full": all weights of a small student, in fp32. Then the
+            output is the folder of a model, `[lora]` has no part, and `lr` should be a tenth or less.
         epochs: passes over the data.
         max_steps: optimiser steps at most; the learning rate falls over these. Absent: those of all epochs.
         batch_tokens: tokens of one optimiser step, prompts and completions together.
@@ -206,6 +208,9 @@ class TrainSection(_Frozen):
         device: where to train; "fastest" is CUDA if present, else the CPU.
     """
 
+    later_keys: ClassVar[frozenset[str]] = frozenset({"method"})
+
+    method: Literal["lora", "full"] = "lora"
     epochs: Annotated[int, Field(gt=0, le=MOST_EPOCHS)] = 3
     max_steps: PositiveInt | None = None
     batch_tokens: PositiveInt = 16_384
@@ -347,6 +352,33 @@ class TrainConfig(_Frozen):
         if self.data.answers == "verified" and not self.verify:
             raise ValueError('[data] answers = "verified" needs a table [verify.TASK]; `*` is every task')
         return self
+
+    @model_validator(mode="after")
+    def _all_weights_are_no_adapter(self) -> TrainConfig:
+        if not self.is_full:
+            return self
+        if self.lora != LoraSection():
+            raise ValueError('[train] method = "full" trains no adapter: leave [lora] out')
+        if self.student.quantise != "none":
+            raise ValueError('[train] method = "full" can\'t train weights in 4 bits: quantise = "none"')
+        if self.train.compile:
+            raise ValueError('[train] method = "full" can\'t be compiled: compile = false')
+        return self
+
+    @property
+    def is_full(self) -> bool:
+        """Whether all weights are trained, and not an adapter."""
+        return self.train.method == "full"
+
+    @property
+    def has_mergeable_base(self) -> bool:
+        """Whether an adapter is trained, and can be merged into the loaded base."""
+        return not self.is_full and self.student.quantise == "none"
+
+    @property
+    def student_path(self) -> Path:
+        """Folder of what was trained: an adapter, or a model."""
+        return self.out_path / ("model" if self.is_full else "adapter")
 
     @property
     def base(self) -> Path:

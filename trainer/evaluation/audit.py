@@ -134,11 +134,11 @@ def _losses_of_student(
     """Return the loss of each row by the base and by the finished student, if there is one."""
     model.set_threads(config.train)
     device = model.select_device(config.train)
-    adapter = config.out_path / "adapter"
+    adapter = config.student_path
     if not adapter.is_dir():
         on_note("there is no finished student: rows have no loss after training")
         return _losses(model.load_base_of(config, device), examples, config), [None] * len(examples)
-    weights.check_adapter(adapter)
+    weights.check_trained(adapter, full=config.is_full)
     check_same_base(config, adapter)
     check_same_tokens(config, renderer, adapter)
     student = model.load_trained_student(config, adapter, device)
@@ -180,7 +180,7 @@ def _unseen_losses(
             on_step=lambda log: on_note(f"step {log.step} of {log.steps}, loss {log.loss:.3f}")
         )
         train(part, callbacks, rows=dataset.read(part, only=set(others), learns=False))
-        student = model.load_trained_student(part, out / "adapter", model.select_device(config.train))
+        student = model.load_trained_student(part, part.student_path, model.select_device(config.train))
         for n, loss in zip(held, _losses(student, [examples[n] for n in held], config), strict=True):
             losses[n] = loss
     return losses

@@ -106,8 +106,8 @@ def evaluate(
     """
     model.set_threads(config.train)
     device = model.select_device(config.train)
-    adapter = config.out_path / "adapter"
-    weights.check_adapter(adapter)
+    adapter = config.student_path
+    weights.check_trained(adapter, full=config.is_full)
     if (adapter / fingerprint.TREE_FILE).exists():  # adapters of the first versions have none
         fingerprint.require_intact(adapter)
     check_same_base(config, adapter)
@@ -131,7 +131,7 @@ def evaluate(
     count = len(rows.held_out)
     with student.disable_adapter():
         of_base = test.answers_of(student, on_note, partial(on_batch, "base", count))
-    if device.type == "cpu" and config.student.quantise == "none":
+    if device.type == "cpu" and config.has_mergeable_base:
         student.merge_adapter()  # in place and in fp32: the adapter costs no time per token
     of_student = test.answers_of(student, on_note, partial(on_batch, "student", count))
     answers = {"base": of_base, "student": of_student}

@@ -106,8 +106,8 @@ def measure(config: TrainConfig) -> dict[str, Any]:
         DataError: see `load`, or no prompt is short enough.
         StudentError, FindingsError: see `trainer.evaluation.evaluate.evaluate`.
     """
-    adapter = config.out_path / "adapter"
-    weights.check_adapter(adapter)
+    adapter = config.student_path
+    weights.check_trained(adapter, full=config.is_full)
     check_same_base(config, adapter)
     renderer = Renderer(model.load_tokenizer(config.base, config.template))
     check_same_tokens(config, renderer, adapter)
@@ -146,7 +146,7 @@ def require_kept(config: TrainConfig) -> dict[str, Any] | None:
         raise FindingsError(
             f"the student has forgotten too much: it needs {shown}{interval} more bits than its base for "
             f"{measured['answers']} general answers; [export] max_forgetting is {most:.1%}",
-            place=str(config.out_path / "adapter"),
+            place=str(config.student_path),
             remedy="train with a lower lr, fewer epochs or a smaller rank, mix in general rows, or raise it",
         )
     return measured

@@ -90,7 +90,7 @@ def run(
         raise StudentError(
             "is no exported student", place=str(choice.merged), remedy="`trainer export` writes one"
         )
-    adapter = config.out_path / "adapter"
+    adapter = config.student_path
     check_same_base(config, adapter)
     if config.student.quantise != "none":
         raise ConfigError(
@@ -101,7 +101,9 @@ def run(
     base = str(config.base)
     models: dict[str, dict[str, str]] = {
         "base": {"pretrained": base},
-        "student": {"pretrained": base, "peft": str(adapter)},
+        "student": {"pretrained": str(adapter)}
+        if config.is_full
+        else {"pretrained": base, "peft": str(adapter)},
     }
     if choice.merged is not None:
         models["merged"] = {"pretrained": str(choice.merged)}

@@ -242,7 +242,7 @@ class Stages:
         trained = train(config, callbacks, rows=rows, allow_change=True)
         summary = {"key": key, **asdict(trained)}
         failpoints.reach("stages.trained")
-        write_json(folder / "trained.json", {**summary, "files": made_files(folder, [folder / "adapter"])})
+        write_json(folder / "trained.json", {**summary, "files": made_files(folder, [config.student_path])})
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         return key, summary
 
@@ -251,8 +251,8 @@ class Stages:
         return training in self._found
 
     def adapter_of(self, training: str) -> Path:
-        """Return the folder of a student's adapter."""
-        return self._folder / "trainings" / training[:16] / "adapter"
+        """Return the folder of a student's adapter, or of its model where all weights were trained."""
+        return self._folder / "trainings" / training[:16] / self._config.student_path.name
 
     def score(self, training: str | None, title: str) -> Score:
         """Score a student, or find its score.
@@ -275,7 +275,7 @@ class Stages:
             student = model.load_base_of(config, device)
         else:
             student = model.load_trained_student(config, self.adapter_of(training), device)
-            is_mergeable = device.type == "cpu" and config.student.quantise == "none"
+            is_mergeable = device.type == "cpu" and config.has_mergeable_base
             if is_mergeable and self._measure == "accuracy":
                 student.merge_adapter()
         score = self._loss(student) if self._measure == "loss" else self._accuracy(student, title)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,12 @@ from transformers.utils import logging
 
 from trainer.config import CUDA_PACK_TOKENS, TrainConfig, TrainSection
 from trainer.errors import ConfigError, StudentError
-from trainer.model import adapter, four_bit, loading, self_test, varlen_attention
+from trainer.model import adapter, four_bit, full_student, loading, self_test
 from trainer.model.harmless import require_harmless, require_harmless_targets
 from trainer.model.loading import first_line
 from trainer.model.rows import RowLayout
 from trainer.model.self_test import StudentForward
+from trainer.model.varlen_attention import MIN_CAPABILITY
 from trainer.model.weights import check_adapter, check_base, read_chat_template
 
 logging.disable_progress_bar()  # the trainer shows its own
@@ -111,19 +112,22 @@ def arithmetic(train: TrainSection, device: torch.device) -> Iterator[None]:
     fp32 products (dropout, DoRA, experts: PEFT's own forward) take TF32: its 10 bits are more than the 7 of
     the bf16 values that they read. With `[train] deterministic` only kernels that add in a fixed order are
     used, in attention's backward above all; cuBLAS then needs a workspace that the environment sets
-    (https://docs.pytorch.org/docs/stable/notes/randomness.html).
+    (https://docs.pytorch.org/docs/stable/notes/randomness.html). With `[train] method = "full"` the weights
+    are fp32, and products run in bf16 by autocast.
     """
     if device.type != "cuda":
         yield
         return
     precision = torch.get_float32_matmul_precision()
     was_deterministic = torch.are_deterministic_algorithms_enabled()
+    in_bf16 = train.method == "full" and torch.cuda.get_device_capability(device) >= MIN_CAPABILITY
     torch.set_float32_matmul_precision("high")
     if train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     try:
-        yield
+        with torch.autocast("cuda", torch.bfloat16) if in_bf16 else nullcontext():
+            yield
     finally:
         torch.set_float32_matmul_precision(precision)
         torch.use_deterministic_algorithms(was_deterministic)
@@ -136,7 +140,7 @@ def base_dtype(device: torch.device) -> torch.dtype:
     """
     if device.type != "cuda":
         return torch.float32
-    has_bf16 = torch.cuda.get_device_capability(device) >= varlen_attention.MIN_CAPABILITY
+    has_bf16 = torch.cuda.get_device_capability(device) >= MIN_CAPABILITY
     return torch.bfloat16 if has_bf16 else torch.float32
 
 
@@ -212,6 +216,8 @@ def load_base_of(
 def load_new_student(config: TrainConfig, device: torch.device, *, sharded: bool = False) -> Any:
     """Load the base with a new adapter, in training mode: fp32 adapter, everything else frozen.
 
+    With `[train] method = "full"` it is the base alone, in fp32, with nothing frozen.
+
     A is random by `[train] seed` and B is zero, so the student starts with the base's outputs.
 
     Args:
@@ -221,7 +227,8 @@ def load_new_student(config: TrainConfig, device: torch.device, *, sharded: bool
         StudentError: no linear layer matches `[lora] target`.
     """
     check_base(config.base, config.student.sha256)
-    base = load_base_of(config, device, weights_on=torch.device("cpu") if sharded else None)
+    dtype = torch.float32 if config.is_full else None
+    base = load_base_of(config, device, weights_on=torch.device("cpu") if sharded else None, dtype=dtype)
     with suppress(ValueError):  # the self-test chooses another layout for a student that can't take it
         self_test.set_attention(base, RowLayout(attention=register_attention(device)))
     torch.manual_seed(config.train.seed)
@@ -229,7 +236,9 @@ def load_new_student(config: TrainConfig, device: torch.device, *, sharded: bool
 
 
 def add_adapter(base: Any, config: TrainConfig) -> Any:
-    """Put the adapter of `[lora]` on a base; see `adapter.add_adapter`."""
+    """Put the adapter of `[lora]` on a base, or let all of it be trained; see `adapter.add_adapter`."""
+    if config.is_full:
+        return full_student.make_trainable(base)
     student = adapter.add_adapter(base, config.lora, trainable_token_ids(config))
     four_bit.refuse_merges(student)
     return student
@@ -273,7 +282,8 @@ def check_without_weights(config: TrainConfig) -> list[str]:
     if unused:
         notes.append(f"the student has no place for {len(unused):,} of the base's tensors, e.g. {unused[0]}")
     with torch.device("meta"):
-        notes += adapter.describe_left_out(add_adapter(base, config))
+        student = add_adapter(base, config)
+    notes += [] if config.is_full else adapter.describe_left_out(student)
     forward = self_test.check_architecture(config.base)
     if forward is None:
         student = load_new_student(config, select_device(config.train))
@@ -323,11 +333,16 @@ def load_trained_student(
         base: the base, if it has been loaded already.
 
     Returns:
-        A PEFT model. Under `disable_adapter()` it computes what the base alone computes.
+        A PEFT model, or a `FullyTrained` one. Under `disable_adapter()` it computes what the base alone
+        computes.
 
     Raises:
         StudentError: no adapter there, or one that doesn't fit the base.
     """
+    if config.is_full:
+        trained = load_base(folder, device, dtype=dtype)
+        before = load_base(config.base, device, dtype=dtype) if base is None else base
+        return full_student.FullyTrained(trained, before).eval()
     check_adapter(folder)
     require_harmless_targets(folder)
     base = load_base_of(config, device, dtype=dtype) if base is None else base

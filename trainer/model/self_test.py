@@ -361,7 +361,8 @@ def _tested_parameters(student: Any) -> list[torch.nn.Parameter]:
     Empty where it would prove nothing or can't be had: nothing is trained; in 16 bits rounding changes which
     experts a token takes, so gradients differ without a fault; FSDP gathers layers for a whole backward only.
     """
-    if next(structure.base_model_of(student).parameters()).dtype != torch.float32:
+    first = next(structure.base_model_of(student).parameters())
+    if first.dtype != torch.float32 or torch.is_autocast_enabled(first.device.type):
         return []
     if any(hasattr(parameter, "to_local") for parameter in student.parameters()):
         return []

@@ -87,6 +87,11 @@ def attend(  # noqa: PLR0913 - the signature is transformers'
     refuse_unknown(module, attention_mask, segments, {**extra, "dropout": dropout or None})
     assert segments is not None  # `refuse_unknown` has seen to it
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [tokens, heads, dim]
+    dtype = q.dtype
+    if dtype == torch.float32 and torch.is_autocast_enabled(
+        q.device.type
+    ):  # rotated in fp32; it takes 16 bits
+        q, k, v = (x.to(torch.get_autocast_dtype(q.device.type)) for x in (q, k, v))
     kernel = _kernel()
     takes = _takes(kernel)
     options: dict[str, Any] = {"scale": scaling} if scaling is not None else {}
@@ -100,7 +105,7 @@ def attend(  # noqa: PLR0913 - the signature is transformers'
             k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
     at, longest = segments.starts, segments.longest
     out = kernel(q, k, v, at, at, longest, longest, **options)
-    return out[None], None
+    return out.to(dtype)[None], None
 
 
 @lru_cache(maxsize=8)

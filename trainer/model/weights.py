@@ -129,6 +129,20 @@ def _check_index(folder: Path) -> None:
             raise StudentError(f"names {name}, which is missing", place=str(index), remedy="fetch it again")
 
 
+def check_trained(folder: Path, *, full: bool) -> None:
+    """Refuse a folder that holds no trained student: an adapter, or with `full` a model.
+
+    Raises:
+        StudentError: what is missing or damaged.
+    """
+    if not full:
+        check_adapter(folder)
+        return
+    if not (folder / "config.json").is_file():
+        raise StudentError("no trained student here", place=str(folder), remedy="`trainer train` makes it")
+    check_base(folder)
+
+
 def check_adapter(folder: Path) -> None:
     """Refuse an adapter that is missing, pickled, damaged, or a link out of its folder.
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from trainer.config import TrainConfig
 from trainer.data.chat_template import Example, Renderer
 from trainer.data.packing import pack
-from trainer.errors import StudentError
+from trainer.errors import ConfigError, StudentError
 from trainer.model import model, weights
 from trainer.model.generate import Answer, Limits, generate
 from trainer.model.soft_loss import SoftMix
@@ -50,6 +50,10 @@ class OnPolicyStudent:
     """
 
     def __init__(self, config: TrainConfig, renderer: Renderer, start: Path | None) -> None:
+        if config.is_full:
+            raise ConfigError(
+                "an on-policy distillation trains an adapter", place="train.method", remedy='method = "lora"'
+            )
         self._config = config
         self._renderer = renderer
         longest = Example(np.zeros(config.train.max_length + 1, dtype=np.int32), 1)

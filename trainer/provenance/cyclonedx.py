@@ -58,6 +58,12 @@ def ml_bom(student: StudentFacts, *, tool_version: str) -> dict[str, Any]:
     }
 
 
+def _kind(student: StudentFacts) -> str:
+    if student.full:
+        return "full fine-tuning of the base"
+    return f"LoRA adapter{', merged into the base' if student.merged else ''}"
+
+
 def _student(student: StudentFacts) -> dict[str, Any]:
     return {
         "type": "machine-learning-model",
@@ -70,8 +76,7 @@ def _student(student: StudentFacts) -> dict[str, Any]:
             "ancestors": [
                 {"type": "machine-learning-model", "name": student.base, **_hashes(student.base_sha256)}
             ],
-            "notes": f"LoRA adapter{', merged into the base' if student.merged else ''}, "
-            "trained on answers of the teachers listed",
+            "notes": f"{_kind(student)}, trained on answers of the teachers listed",
         },
         "modelCard": {
             "modelParameters": {

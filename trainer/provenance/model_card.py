@@ -76,6 +76,7 @@ def write(
         sha256=sha256_of(files[0]) if len(files) == 1 else "",
         base_sha256=weights.content_sha256(config.base),
         merged=merged,
+        full=config.is_full,
     )
     bom = json.dumps(ml_bom(student, tool_version=VERSION), indent=2, ensure_ascii=False)
     texts = {
@@ -98,6 +99,8 @@ def model_card(
     """
     dataset = student.dataset
     kind = "A LoRA adapter merged into" if student.merged else "A LoRA adapter on"
+    if student.full:
+        kind = "A full fine-tuning of"
     header = {
         "base_model": student.base,
         "base_model_relation": "finetune" if student.merged else "adapter",
@@ -105,7 +108,13 @@ def model_card(
         "pipeline_tag": "text-generation",
         **licence_keys(student.licence_id, dataset),
         "datasets": [dataset.name],
-        "tags": ["lora", "synthetic", "distillation", "distil", *(["mock"] if dataset.is_mock else [])],
+        "tags": [
+            *([] if student.full else ["lora"]),
+            "synthetic",
+            "distillation",
+            "distil",
+            *(["mock"] if dataset.is_mock else []),
+        ],
     }
     body = [
         f"# {cell(student.name)}",

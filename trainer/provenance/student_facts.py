@@ -22,7 +22,7 @@ class StudentFacts:
         base: name of the base model. base_licence: its Hub or SPDX id.
         licence: Hub or SPDX id chosen by the operator; None: the one that the duties require.
         sha256: of the weights file. base_sha256: of the base's config and weights. Both empty if unknown.
-        merged: merged weights, not an adapter.
+        merged: merged weights, not an adapter. full: all weights were trained, so `merged` is true, too.
     """
 
     name: str
@@ -35,6 +35,7 @@ class StudentFacts:
     sha256: str = ""
     base_sha256: str = ""
     merged: bool = False
+    full: bool = False
 
     @property
     def licence_id(self) -> str:

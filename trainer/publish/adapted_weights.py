@@ -156,6 +156,7 @@ def adapted_groups(
     adapted = {each.name: each for each in _changed_parameters(base, frozenset(changed))}
     groups: list[AdaptedGroup] = []
     grouped: set[str] = set()
+    adapted |= _stored_twice(base, adapted, tensors)
     for name, each in adapted.items():
         if name in grouped:
             continue
@@ -206,6 +207,21 @@ def _changed_parameters(base: Any, changed: Collection[str]) -> Iterator[Changed
     for name, parameter in base.named_parameters():
         if _plain_name(name) in changed and is_new(parameter):
             yield ChangedParameter(_plain_name(name), parameter)
+
+
+def _stored_twice(
+    base: Any, changed: Mapping[str, ChangedParameter], tensors: Mapping[str, StoredTensor]
+) -> dict[str, ChangedParameter]:
+    """Return the other name of changed tied weights, where the base's files hold these weights twice."""
+    ties = getattr(base, "_tied_weights_keys", None)
+    if not getattr(base.config, "tie_word_embeddings", False) or not isinstance(ties, dict):
+        return {}
+    found = {}
+    for one, other in ties.items():
+        for name, source in ((one, other), (other, one)):
+            if source in changed and name not in changed and name in tensors:
+                found[name] = replace(changed[source], name=name)
+    return found
 
 
 def _converted_group(

@@ -20,7 +20,7 @@ from trainer.errors import HarvesterError, StoreFull, StudentError
 from trainer.model import weights
 from trainer.provenance import fingerprint, model_card
 from trainer.provenance.fingerprint import LearnedRows
-from trainer.publish import serving
+from trainer.publish import adapted_weights, merge, serving
 
 # What a card says of an adapter that was trained on a base in 4 bits.
 _QUANTISED = (
@@ -44,19 +44,21 @@ def write_adapter(  # noqa: PLR0913 - the student, and what its documents say
 ) -> Path:
     """Write `<out>/adapter` under a temporary name and rename it; an earlier adapter is replaced as a whole.
 
+    With `[train] method = "full"` it is `<out>/model`: files, names and dtypes are those of the base.
+
     Args:
         faults: fatal faults of the data that the operator chose to learn; the card names them.
         soft: how much of the teacher's log-probabilities was learned; empty: none was to be.
         on_policy: how the student learned from scores of its own answers; empty: it did not.
 
     Returns:
-        The folder. `peft.PeftModel.from_pretrained` loads it as it is.
+        The folder. `peft.PeftModel.from_pretrained`, or transformers, loads it as it is.
 
     Raises:
         StoreFull: the folder can't be written; the last checkpoint holds the same weights.
     """
-    final = config.out_path / "adapter"
-    aside = final.with_name(".adapter.tmp")
+    final = config.student_path
+    aside = final.with_name(f".{final.name}.tmp")
     try:
         shutil.rmtree(aside, ignore_errors=True)
         _fill(aside, student, renderer, config, rows, faults, soft, on_policy)
@@ -150,11 +152,35 @@ def _fill(  # noqa: PLR0913 - as `write_adapter`
     soft: str,
     on_policy: str,
 ) -> None:
+    if config.is_full:
+        tensors = adapted_weights.stored_tensors(config.base)
+        dtype = adapted_weights.stored_dtype(tensors)
+        merge.write_merged(config.base, aside, _trained_groups(student, config), dtype)
+        _write_companions(aside, renderer, config, rows, faults, soft, on_policy)
+        return
     student.peft_config["default"].base_model_name_or_path = str(config.base)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         student.save_pretrained(str(aside), safe_serialization=True, save_embedding_layers=False)
     _write_companions(aside, renderer, config, rows, faults, soft, on_policy)
+
+
+def require_storable(student: Any, config: TrainConfig) -> None:
+    """Refuse a student all of whose weights are trained, if the base's files can't hold them.
+
+    `train` asks before its first step: what would fail at the end must fail at the start.
+
+    Raises:
+        StudentError: it can't be told which tensors of the base's files hold a weight.
+    """
+    if config.is_full:
+        _trained_groups(student, config)
+
+
+def _trained_groups(student: Any, config: TrainConfig) -> list[adapted_weights.AdaptedGroup]:
+    tensors = adapted_weights.stored_tensors(config.base)
+    names = [name for name, parameter in student.named_parameters() if parameter.requires_grad]
+    return adapted_weights.adapted_groups(student, tensors, names)
 
 
 def _write_companions(  # noqa: PLR0913 - as `write_adapter`
@@ -170,6 +196,7 @@ def _write_companions(  # noqa: PLR0913 - as `write_adapter`
     write_serving_files(folder, renderer, config)
     lineage = {
         **lineage_summary(rows),
+        **({"method": config.train.method} if config.is_full else {}),
         "base_sha256": weights.content_sha256(config.base),
         "tokenizer_sha256": weights.tokenizer_sha256(config.base),
         "template_sha256": renderer.template_sha256,
@@ -183,7 +210,7 @@ def _write_companions(  # noqa: PLR0913 - as `write_adapter`
     facts = card_facts(config, renderer, rows.learned, faults, soft)
     if on_policy:
         facts.append(("on-policy distillation", on_policy))
-    model_card.write(folder, config, rows.lineages, facts)
+    model_card.write(folder, config, rows.lineages, facts, merged=config.is_full)
     fingerprint.write_tree(folder, tree, rows.lineages)
 
 
@@ -256,11 +283,8 @@ def card_facts(
         faults: fatal faults of the data that were learned with `--force-faults`.
         soft: how much of the teacher's log-probabilities was learned.
     """
-    target = config.lora.target if isinstance(config.lora.target, str) else ", ".join(config.lora.target)
     return [
-        ("adapter", f"LoRA, rank {config.lora.rank}, alpha {config.lora.alpha:g}, on {target}"),
-        *([("trained as a whole", ", ".join(whole))] if (whole := config.lora.modules_to_save) else []),
-        ("load with", "peft.PeftModel.from_pretrained(base, this folder)"),
+        *_method_facts(config),
         ("base SHA-256 (config and weights)", weights.content_sha256(config.base)),
         *([("base during the training", _QUANTISED)] if config.student.quantise != "none" else []),
         ("answers learned", f"{rows:,}; their hashes are in {fingerprint.ROWS_FILE}"),
@@ -269,6 +293,21 @@ def card_facts(
         ("chat template SHA-256", renderer.template_sha256),
         *([("soft targets", soft)] if soft else []),
         *(("fault in the data, learned with --force-faults", fault) for fault in faults),
+    ]
+
+
+def _method_facts(config: TrainConfig) -> list[tuple[str, str]]:
+    lora = config.lora
+    if config.is_full:
+        return [
+            ("method", "full fine-tuning: all weights were trained, in fp32"),
+            ("load with", "transformers.AutoModelForCausalLM.from_pretrained(this folder)"),
+        ]
+    target = lora.target if isinstance(lora.target, str) else ", ".join(lora.target)
+    return [
+        ("adapter", f"LoRA, rank {lora.rank}, alpha {lora.alpha:g}, on {target}"),
+        *([("trained as a whole", ", ".join(lora.modules_to_save))] if lora.modules_to_save else []),
+        ("load with", "peft.PeftModel.from_pretrained(base, this folder)"),
     ]
 
 

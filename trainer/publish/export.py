@@ -64,8 +64,8 @@ def export_merged(
             writes GGUF is not installed.
         StoreFull: the folder can't be written.
     """
-    adapter = config.out_path / "adapter"
-    weights.check_adapter(adapter)
+    adapter = config.student_path
+    weights.check_trained(adapter, full=config.is_full)
     stored = weights.read_json(adapter / "lineage.json").get("lineages", [])
     lineages = [Lineage(each) for each in stored]
     terms_check.require_permission(config, lineages, (), use="export")
@@ -123,16 +123,21 @@ def _merge(
     tensors = adapted_weights.stored_tensors(config.base)
     stored = adapted_weights.stored_dtype(tensors)
     kind = _dtype(config, dtype, stored)
-    base = model.load_base(config.base, _CPU, dtype=stored)
-    rounded = four_bit.round_weights(base) if config.student.quantise != "none" else []
-    student = model.load_trained_student(config, adapter, _CPU, base=base)
+    if config.is_full:
+        tensors = adapted_weights.stored_tensors(adapter)
+        student, rounded = model.load_base(adapter, _CPU, dtype=stored), []
+    else:
+        base = model.load_base(config.base, _CPU, dtype=stored)
+        rounded = four_bit.round_weights(base) if config.student.quantise != "none" else []
+        student = model.load_trained_student(config, adapter, _CPU, base=base)
+        del base
     learned = _logits(student, probe)
-    groups = adapted_weights.adapted_groups(student, tensors, rounded)
+    groups = [] if config.is_full else adapted_weights.adapted_groups(student, tensors, rounded)
     fold = _check_merge(_logits(student, probe, merged=True), learned, adapter)
     expected = _logits(student, probe, merged=True, cast=kind)
-    merge.write_merged(config.base, folder, groups, kind)
+    merge.write_merged(adapter if config.is_full else config.base, folder, groups, kind)
     groups = [group.without_weights() for group in groups]
-    del student, base
+    del student
     gc.collect()  # modules and hooks refer to each other
     # In fp32 wherever the base is, so that what the classes compute when they are built is rounded alike.
     loaded_as = stored if stored is torch.float32 else kind

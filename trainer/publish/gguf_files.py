@@ -82,6 +82,8 @@ def write(
         notes += _type_notes(kind, files[-1]["tensors"])
     if config.student.quantise != "none":
         return files, [*notes, "no GGUF of the adapter: it belongs to a base in 4 bits (NF4)"]
+    if config.is_full:
+        return files, notes
     file = folder / f"{name}-adapter.gguf"
     try:
         adapter = config.out_path / "adapter"

@@ -57,7 +57,7 @@ def check_servers(
     """
     tensors = stored_tensors(merged)
     return (
-        *_adapter_checks(weights.read_json(adapter / "adapter_config.json")),
+        *(() if config.is_full else _adapter_checks(weights.read_json(adapter / "adapter_config.json"))),
         _tied_head(merged, tensors),
         _dtype(merged, tensors),
         _vocabulary(merged, renderer, tensors),

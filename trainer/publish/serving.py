@@ -61,7 +61,7 @@ def commands(config: TrainConfig, renderer: Renderer, merged: Path | None = None
     Args:
         merged: the folder that `trainer export` wrote; None: there is none.
     """
-    adapter = config.out_path / "adapter"
+    adapter = config.student_path
     stop = str(renderer.tokenizer.convert_ids_to_tokens(renderer.chat_shape.stop_id))
     why_merge = _why_vllm_needs_merge(config)
     rank = next((limit for limit in VLLM_RANKS if limit >= config.lora.rank), 0)
@@ -157,6 +157,8 @@ def _gguf_files(merged: Path) -> list[Mapping[str, Any]]:
 def _why_vllm_needs_merge(config: TrainConfig) -> str:
     """Return why vLLM can't serve the adapter beside its base; "" if it can."""
     lora = config.lora
+    if config.is_full:
+        return "all weights were trained, so there is no adapter"
     if config.student.quantise != "none":
         return "the adapter belongs to a base in 4 bits, which the merged folder has the values of"
     settings = {

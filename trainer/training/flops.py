@@ -1,7 +1,8 @@
-"""Count the floating-point operations (FLOP) of LoRA training; one multiply-add is 2 FLOP.
+"""Count the floating-point operations (FLOP) of a training; one multiply-add is 2 FLOP.
 
 Per token and LoRA layer of shape (out, in) and rank r: 2 in out forward and the same for the gradient of the
-input; the frozen weight gets no gradient. The adapter takes 2 r (in + out) forward and twice that backward.
+input; a frozen weight gets no gradient, a trained one takes as much again. The adapter takes 2 r (in + out)
+forward and twice that backward.
 Query, key and value of the first layer have no input gradient, because the embedding is frozen. Attention
 over a document of S tokens has two products, S x S x query size and S x S x value size, forward once and
 backward twice: 6 S^2 per channel of each, half of that when causal. A frozen expert of a mixture is used by
@@ -52,7 +53,7 @@ def _flop_counter(student: Any, *, causal: bool) -> Callable[[Sequence[Example]]
     per_token = sum(_linear_flop(layer, is_first=index == 0) for index, layer in enumerate(layers))
     per_token += sum(_expert_flop(base, layer) for layer in layers)
     per_token_pair = 6 * sum(each for each in channels if each) * (0.5 if causal else 1.0)
-    per_row = 4.0 * int(head.weight.numel())
+    per_row = (6.0 if head.weight.requires_grad else 4.0) * int(head.weight.numel())
 
     def count(pack: Sequence[Example]) -> float:
         lengths = [len(example.ids) - 1 for example in pack]
@@ -88,8 +89,10 @@ def _linear_flop(layer: Any, *, is_first: bool) -> float:
             continue  # counted with the layer they belong to
         in_features, out_features = module.in_features, module.out_features
         rank = module.r.get("default", 0) if hasattr(module, "lora_A") else 0
-        no_input_gradient = is_first and name.rpartition(".")[2] in _FIRST_PROJECTIONS
-        total += 4 * in_features * out_features + 6 * rank * (in_features + out_features)
+        is_trained = module.weight.requires_grad
+        no_input_gradient = is_first and not is_trained and name.rpartition(".")[2] in _FIRST_PROJECTIONS
+        factor = 6 if is_trained else 4
+        total += factor * in_features * out_features + 6 * rank * (in_features + out_features)
         if no_input_gradient:
             total -= 2 * in_features * out_features + 2 * rank * in_features
     return total
@@ -98,4 +101,10 @@ def _linear_flop(layer: Any, *, is_first: bool) -> float:
 def _expert_flop(base: Any, layer: Any) -> float:
     """Return the FLOP per token of experts, whose weights are stacked as [experts, rows, columns]."""
     active = int(getattr(structure.text_config(base), "num_experts_per_tok", 0) or 0)
-    return float(sum(4 * p.numel() / p.shape[0] * active for p in layer.parameters() if p.ndim == 3))
+    return float(
+        sum(
+            (6 if p.requires_grad else 4) * p.numel() / p.shape[0] * active
+            for p in layer.parameters()
+            if p.ndim == 3
+        )
+    )

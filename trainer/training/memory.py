@@ -133,7 +133,7 @@ def estimate(config: TrainConfig, pack: Sequence[Example], *, checkpointing: boo
     adapter = sum(p.numel() * p.element_size() for p in model.trainable_parameters(student).values())
     bound = _activation_bound(student, pack, checkpointing=checkpointing)
     try:
-        with _quiet_fake_tensors():
+        with _quiet_fake_tensors(), model.arithmetic(config.train, device):
             activations, peak = _run_on_fake_tensors(
                 student, pack, device, forward, checkpointing=checkpointing
             )
@@ -220,7 +220,7 @@ def _empty_student(config: TrainConfig, device: torch.device, layout: RowLayout)
             attn_implementation=(layout.attention or model.register_attention(device))
             if layout.packed
             else None,
-            dtype=model.base_dtype(device),
+            dtype=torch.float32 if config.is_full else model.base_dtype(device),
             trust_remote_code=False,
         )
         if config.student.quantise != "none":
@@ -272,7 +272,7 @@ def _faked(batch: Batch, fake: Any, device: torch.device, attention: str) -> Bat
 
 def enable_checkpointing(student: Any) -> None:
     """Turn on activation checkpointing (Chen et al. 2016, arXiv 1604.06174): about a third more FLOP."""
-    base = student.get_base_model()
+    base = structure.base_model_of(student)
     named = "activation_checkpointing_enable"  # its name since transformers 5.2x
     enable = getattr(base, named, None) or base.gradient_checkpointing_enable
     enable({"use_reentrant": False})
@@ -280,10 +280,11 @@ def enable_checkpointing(student: Any) -> None:
 
 def needs_sharding(config: TrainConfig, ranks: int) -> bool:
     """Decide whether to split the base over `ranks` processes, by `[train] shard` and the free memory."""
-    if config.student.quantise != "none":
+    if config.student.quantise != "none" or config.is_full:
         if config.train.shard == "always" and ranks > 1:
+            what = "weights that are trained" if config.is_full else "a base in 4 bits"
             raise ConfigError(
-                "a base in 4 bits can't be split over processes: each holds all of it",
+                f"{what} can't be split over processes: each holds all of it",
                 place="train.shard",
                 remedy='shard = "never"',
             )

@@ -40,6 +40,8 @@ def adamw(
     Args:
         named: parameters with their names.
     """
+    if train.method == "full":
+        return _adamw_of_all(named, train)
     default: list[torch.nn.Parameter] = []
     lora_plus: list[torch.nn.Parameter] = []
     for name, parameter in named:
@@ -51,6 +53,20 @@ def adamw(
         if params
     ]
     return torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=train.weight_decay, fused=True)
+
+
+def _adamw_of_all(named: Iterable[tuple[str, torch.nn.Parameter]], train: TrainSection) -> torch.optim.AdamW:
+    """Create AdamW for all weights of a student; biases and the weights of norms don't decay."""
+    trained = [parameter for _, parameter in named if parameter.requires_grad]
+    groups = [
+        {"params": params, "lr": train.lr, "peak_lr": train.lr, "weight_decay": decay}
+        for params, decay in (
+            ([p for p in trained if p.ndim > 1], train.weight_decay),
+            ([p for p in trained if p.ndim <= 1], 0.0),
+        )
+        if params
+    ]
+    return torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
 
 
 def set_lr(optimiser: torch.optim.Optimizer, factor: float) -> float:

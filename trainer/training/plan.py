@@ -13,7 +13,7 @@ from trainer.config import TrainConfig
 from trainer.data.tokens.builder import Progress, no_progress
 from trainer.model import model
 from trainer.model.weights import base_sha256, tensor_shapes
-from trainer.training import flops, memory, optim
+from trainer.training import checkpoint, flops, memory, optim
 from trainer.training.distributed import World
 from trainer.training.inputs import TrainingInputs, read_inputs
 from trainer.training.step import Stepper
@@ -98,6 +98,12 @@ def plan(
     if processes > 1 and probe_steps:
         notes.append("time is measured for one process only: leave --processes out")
         probe_steps = 0
+    if config.is_full:
+        size = 3 * estimate.adapter  # weights and two moments
+        notes.append(
+            f"all weights are trained: a checkpoint takes {size / 2**20:,.1f} MiB, and the disk needs room "
+            f"for {checkpoint.KEEP_NEWEST + 2} of them"
+        )
     free = memory.available_bytes(model.select_device(config.train), processes)
     if free is not None and estimate.peak > free:
         notes.append(
@@ -132,6 +138,11 @@ def _with_measured_time(
     counted: TrainPlan, config: TrainConfig, inputs: TrainingInputs, steps: int
 ) -> TrainPlan:
     """Load the student, make `steps` real steps, keep nothing, and add the measured rates."""
+    with model.arithmetic(config.train, model.select_device(config.train)):
+        return _measured(counted, config, inputs, steps)
+
+
+def _measured(counted: TrainPlan, config: TrainConfig, inputs: TrainingInputs, steps: int) -> TrainPlan:
     world = World()
     student = load_student(config, inputs.largest_pack, world)
     optimiser = optim.adamw(student.parameters.items(), config.train, config.lora)

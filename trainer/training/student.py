@@ -24,8 +24,9 @@ class TrainableStudent:
     """A student that is ready to train.
 
     Attributes:
-        model: a PEFT model; everything but the adapter is frozen.
-        parameters: the adapter's fp32 parameters by name, in the model's order.
+        model: a PEFT model, with everything but the adapter frozen; or a model of transformers, of which all
+            weights are trained.
+        parameters: the trained fp32 parameters by name, in the model's order.
         row_loss: loss of a block of logits; the compiled one under `[train] compile`.
         forward: how documents become rows, and what the output layer does, as the self-test found them.
         sharded: whether the base's layers are split over the processes (FSDP2).
@@ -94,13 +95,16 @@ def load_student(config: TrainConfig, largest_pack: Sequence[Example], world: Wo
 def describe_setup(student: TrainableStudent, world: World) -> list[str]:
     """Describe device, dtypes, sharding and checkpointing for the operator."""
     dtype = str(model.base_dtype(student.device)).removeprefix("torch.")
-    notes = [f"{student.device.type}, base {dtype}, adapter float32"]
+    is_full = not hasattr(student.model, "peft_config")
+    kinds = "all weights float32" if is_full else f"base {dtype}, adapter float32"
+    notes = [f"{student.device.type}, {kinds}"]
     if student.sharded:
         mebibytes = student.base_bytes / 2**20
         notes.append(f"base sharded: {mebibytes:,.1f} MiB of it in each of {world.size} processes")
     if four_bit.layers_of(student.model):
         notes.append(four_bit.describe(student.model))
-    notes += [adapter.describe_adapted(student.model), *adapter.describe_left_out(student.model)]
+    if not is_full:
+        notes += [adapter.describe_adapted(student.model), *adapter.describe_left_out(student.model)]
     if student.forward.note:
         notes.append(student.forward.note)
     slow, layers = lora_forward.slow_layers(student.model)

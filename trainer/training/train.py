@@ -14,7 +14,7 @@ from trainer.data import dataset
 from trainer.errors import FindingsError, Interrupted, ProcessLost
 from trainer.model import model
 from trainer.process import end_before_first_step, lock_output_folder, stop_signals
-from trainer.publish.adapter import write_adapter
+from trainer.publish.adapter import require_storable, write_adapter
 from trainer.training import optim
 from trainer.training.checkpointer import Checkpointer, Progress
 from trainer.training.distributed import World, is_lost_connection, join_world
@@ -30,7 +30,7 @@ class Trained:
     """Summary of a training.
 
     Attributes:
-        adapter: folder of the adapter.
+        adapter: folder of the adapter, or of the model where all weights were trained.
         steps: optimiser steps of the whole training; steps_now: those made by this call.
         examples: rendered rows; excluded: left-out rows by reason.
         tokens: tokens fed to the model by this call; tokens_per_s: while stepping.
@@ -100,6 +100,7 @@ def train(
             device = model.select_device(config.train)
             computing.enter_context(model.arithmetic(config.train, device))
             student = load_student(config, inputs.largest_pack, world)
+            require_storable(student.model, config)
             run = TrainingRun(config, inputs, student, world, callbacks, allow_change=allow_change)
         try:
             with stop_signals(requests) as signals:
@@ -262,8 +263,9 @@ class TrainingRun:
         if has_trained and self._checkpointer.steps_saved < self._steps_done:
             self.save()
         self._load_best()
-        adapter = self._config.out_path / "adapter"
-        if self._world.is_leader and (has_trained or not (adapter / "adapter_config.json").exists()):
+        written = "config.json" if self._config.is_full else "adapter_config.json"
+        is_there = (self._config.student_path / written).exists()
+        if self._world.is_leader and (has_trained or not is_there):
             write_adapter(
                 self._student.model,
                 self._inputs.renderer,
@@ -295,7 +297,7 @@ class TrainingRun:
         tokens = self._reporter.tokens
         state = self._validation.state
         return Trained(
-            adapter=str(self._config.out_path / "adapter"),
+            adapter=str(self._config.student_path),
             steps=self.steps,
             steps_now=self._steps_done - self._first,
             examples=len(self._inputs.dataset.examples),
