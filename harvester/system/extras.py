@@ -9,11 +9,15 @@ from harvester.errors import MissingPackage
 
 DISTRIBUTION: Final = "blackbox-distillation"
 
-# The packages that commands import, for each extra that a whole command needs.
+# The packages that commands import, for each extra that a whole command or a setting needs.
 PACKAGES: Final = {
     "train": ("torch", "transformers", "peft", "safetensors", "tokenizers", "numpy"),
     "batch": ("openai",),
     "hub": ("huggingface_hub",),
+    "qlora": ("bitsandbytes",),
+    "board": ("tensorboard",),
+    "wandb": ("wandb",),
+    "mlflow": ("mlflow",),
 }
 
 

@@ -15,7 +15,6 @@ block by block (`_check`). Its layer `Linear4bit` is not used: in evaluation mod
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from typing import Any
@@ -24,7 +23,8 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch.nn import functional
 
-from trainer.errors import ConfigError, StudentError
+from harvester.system.extras import require
+from trainer.errors import StudentError
 from trainer.model import structure
 
 BLOCK = 64
@@ -159,14 +159,9 @@ def require_installed() -> None:
     """Refuse to go on without bitsandbytes.
 
     Raises:
-        ConfigError: it is not installed.
+        MissingPackage: it is not installed.
     """
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise ConfigError(
-            "a base in 4 bits needs the package bitsandbytes",
-            place="student.quantise",
-            remedy="pip install 'blackbox-distillation[qlora]', or quantise = \"none\"",
-        )
+    require("qlora", '[student] quantise = "nf4"')
 
 
 def _functions() -> Any:
@@ -183,7 +178,7 @@ def quantise_base(base: Any, device: torch.device) -> int:
         The number of replaced layers.
 
     Raises:
-        ConfigError: bitsandbytes is not installed.
+        MissingPackage: bitsandbytes is not installed.
         StudentError: the base has no such layer, or a conversion is wrong.
     """
     require_installed()

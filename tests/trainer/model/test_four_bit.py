@@ -9,10 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
+from harvester.errors import MissingPackage
+from harvester.system import extras
 from tests.trainer import tiny
 from trainer import config as trainer_config
 from trainer.errors import ConfigError, StudentError
-from trainer.model import four_bit, lora_forward, model
+from trainer.model import lora_forward, model
 from trainer.model.four_bit import BLOCK, FourBitLinear
 from trainer.training import memory
 
@@ -126,8 +128,8 @@ def test_the_plan_counts_four_bits(tmp_path):
 
 
 def test_without_the_package_the_error_names_the_extra(toml, monkeypatch):
-    monkeypatch.setattr(four_bit.importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(ConfigError) as refused:
+    monkeypatch.setattr(extras, "find_spec", lambda _: None)
+    with pytest.raises(MissingPackage) as refused:
         model.load_new_student(trainer_config.load(toml), CPU)
     assert "blackbox-distillation[qlora]" in refused.value.remedy
 
