@@ -188,6 +188,9 @@ class TrainSection(_Frozen):
         seed: seed of the order of the rows, of A and of dropout.
         log_every: steps between two lines of the log.
         log_every_s: seconds after which a line is written all the same; 0: lines go by steps only.
+        trackers: write the figures for "wandb" (offline, extra `wandb`) or "mlflow" (a SQLite file, extra
+            `mlflow`), too. Nothing is sent. TensorBoard's files are written wherever it is installed;
+            "tensorboard" demands that it is.
         save_every: steps between checkpoints; 0: only one at the end.
         checkpointing: recompute activations in the backward pass to save memory; "planned": only if the
             estimate says that they would not fit.
@@ -208,7 +211,7 @@ class TrainSection(_Frozen):
         device: where to train; "fastest" is CUDA if present, else the CPU.
     """
 
-    later_keys: ClassVar[frozenset[str]] = frozenset({"method"})
+    later_keys: ClassVar[frozenset[str]] = frozenset({"method", "trackers"})
 
     method: Literal["lora", "full"] = "lora"
     epochs: Annotated[int, Field(gt=0, le=MOST_EPOCHS)] = 3
@@ -225,6 +228,7 @@ class TrainSection(_Frozen):
     seed: int = Field(default=0, ge=0)
     log_every: PositiveInt = 10
     log_every_s: float = Field(default=30.0, ge=0)
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
     save_every: int = Field(default=200, ge=0)
     threads: int = Field(default=0, ge=0)
     device: Literal["cpu", "cuda", "fastest"] = "fastest"

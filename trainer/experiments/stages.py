@@ -43,7 +43,7 @@ from trainer.training.train import train
 # Version of what the keys are computed from: a new one repeats everything.
 FORMAT = 1
 # Settings that change no weight.
-_FREE_SETTINGS = ("log_every", "log_every_s", "save_every", "checkpointing", "shard")
+_FREE_SETTINGS = ("log_every", "log_every_s", "save_every", "trackers", "checkpointing", "shard")
 Note = Callable[[str], None]
 # Reports progress: units done, units in all, what is done.
 Progress = Callable[[int, int, str], None]

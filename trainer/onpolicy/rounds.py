@@ -61,7 +61,7 @@ FORMAT = 1
 # Settings that change no weight.
 _FREE = frozenset({"rounds", "max_usd", "max_tokens", "resamples", "out", "harvest", "train", "via"})
 _FREE_TRAIN = {
-    *("log_every", "log_every_s", "save_every", "checkpointing", "shard"),
+    *("log_every", "log_every_s", "save_every", "trackers", "checkpointing", "shard"),
     *("lr", "epochs", "max_steps", "warmup", "schedule", "lr_floor"),
 }
 

@@ -21,7 +21,7 @@ from trainer.training.validation import ValidationState
 
 # Settings that do not change the weights, so they may differ when a training is resumed.
 _FREE_SETTINGS = (
-    *("train.log_every", "train.log_every_s", "train.save_every"),
+    *("train.log_every", "train.log_every_s", "train.save_every", "train.trackers"),
     *("train.checkpointing", "train.shard", "data.corpus", "data.cache"),
     # What these choose shows in the hash of the corpus, weights included.
     *("data.where", "data.answers", "data.per_prompt", "data.weights"),

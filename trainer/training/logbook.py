@@ -1,15 +1,17 @@
-"""Write the training log: one JSON line every few steps, and TensorBoard if it is installed."""
+"""Write the training log: one JSON line every few steps; and pass its figures to experiment trackers."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trainer.training.trackers import Trackers
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,8 @@ class Logbook:
     """Counts work between log lines and writes the lines.
 
     Args:
-        folder: receives train.jsonl, and tensorboard/ if that package is installed.
+        folder: receives train.jsonl.
+        trackers: receive its figures, too; None: there are none.
         on_line: called with each line.
         peak: peak arithmetic of the device in FLOP/s, None if unknown.
 
@@ -91,9 +94,15 @@ class Logbook:
         problem: why the last write failed, empty if none did.
     """
 
-    def __init__(self, folder: Path, on_line: Callable[[StepLog], None], peak: float | None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        on_line: Callable[[StepLog], None],
+        peak: float | None,
+        trackers: Trackers | None = None,
+    ) -> None:
         self._path, self._on_line, self._peak = folder / "train.jsonl", on_line, peak
-        self._tensorboard = _tensorboard_writer(folder / "tensorboard")
+        self._trackers = trackers
         self.tokens = 0
         self.problem = ""
         self._last_line_at = time.monotonic()
@@ -141,7 +150,7 @@ class Logbook:
         log = StepLog(**facts, tokens_per_s=tokens, supervised_per_s=supervised, flop_per_s=flop, mfu=mfu)
         values = asdict(log)
         self._append(values)
-        self._add_scalars(values)
+        self._track(values)
         self._on_line(log)
         return log
 
@@ -150,7 +159,7 @@ class Logbook:
         self._last_line_at += evaluation.seconds
         values = {name: _finite(value) for name, value in asdict(evaluation).items()}
         self._append(values)
-        self._add_scalars({"step": evaluation.step, "held_out_loss": values["held_out_loss"]})
+        self._track({"step": evaluation.step, "held_out_loss": values["held_out_loss"]})
 
     def _append(self, values: dict[str, Any]) -> None:
         try:
@@ -159,13 +168,16 @@ class Logbook:
         except OSError as error:
             self.problem = f"{self._path.name} not written: {error.strerror}"
 
-    def _add_scalars(self, values: dict[str, Any]) -> None:
-        if self._tensorboard is None:
+    def _track(self, values: dict[str, Any]) -> None:
+        if self._trackers is None:
             return
-        for name, value in values.items():
-            if value is not None and name not in {"step", "steps"}:
-                self._tensorboard.add_scalar(name, value, values["step"])
-        self._tensorboard.flush()  # a killed training keeps its curve
+        self._trackers.write(values)
+        self.problem = self._trackers.problem or self.problem
+
+    def close(self) -> None:
+        """End the runs of the trackers."""
+        if self._trackers is not None:
+            self._trackers.close()
 
 
 def _finite(value: Any) -> Any:
@@ -178,11 +190,3 @@ def _step_of(line: str) -> float:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return math.inf  # cut off by a kill
-
-
-def _tensorboard_writer(folder: Path) -> Any:
-    if importlib.util.find_spec("tensorboard") is None:
-        return None
-    from torch.utils.tensorboard import SummaryWriter  # an optional extra
-
-    return SummaryWriter(str(folder))

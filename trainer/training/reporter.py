@@ -19,6 +19,7 @@ from trainer.training.distributed import World
 from trainer.training.logbook import Evaluation, Logbook, StepLog
 from trainer.training.step import StepResult
 from trainer.training.student import TrainableStudent
+from trainer.training.trackers import Trackers
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ class Reporter:
         self._logbook: Logbook | None = None
         if world.is_leader:
             peak = fleet_peak_flops(student.device, world)
-            self._logbook = Logbook(config.out_path, callbacks.on_step, peak)
+            self._logbook = Logbook(config.out_path, callbacks.on_step, peak, Trackers(config))
             self._logbook.drop_lines_after(first)
 
     @property
@@ -79,6 +80,11 @@ class Reporter:
     def problem(self) -> str:
         """Why the last line was not written, empty if it was."""
         return self._logbook.problem if self._logbook else ""
+
+    def close(self) -> None:
+        """End the runs of the experiment trackers."""
+        if self._logbook is not None:
+            self._logbook.close()
 
     def is_line_due(self, step: int) -> bool:
         """Whether `log_every` or `log_every_s` asks for a line of this step (0-based)."""

@@ -15,7 +15,7 @@ from trainer.errors import FindingsError, Interrupted, ProcessLost
 from trainer.model import model
 from trainer.process import end_before_first_step, lock_output_folder, stop_signals
 from trainer.publish.adapter import require_storable, write_adapter
-from trainer.training import optim
+from trainer.training import optim, trackers
 from trainer.training.checkpointer import Checkpointer, Progress
 from trainer.training.distributed import World, is_lost_connection, join_world
 from trainer.training.inputs import TrainingInputs, read_inputs
@@ -88,6 +88,7 @@ def train(
     ):
         started = time.monotonic()
         with end_before_first_step(requests):
+            trackers.require_installed(config)
             config = model.fit_to_device(config, world.size)
             model.set_threads(config.train, world.size)
             inputs = read_inputs(config, rows, callbacks.on_rows, rehearses=world.is_leader)
@@ -111,6 +112,8 @@ def train(
             if not is_lost_connection(error):
                 raise
             raise run.save_after_loss() from None
+        finally:
+            run.close()
         return run.summary(wall_s=time.monotonic() - started)
 
 
@@ -275,6 +278,10 @@ class TrainingRun:
                 _soft_summary(self._config, self._inputs),
             )
         self._world.barrier()
+
+    def close(self) -> None:
+        """End what the log keeps open."""
+        self._reporter.close()
 
     def _load_best(self) -> None:
         """Put the weights of the best evaluation into the student, for the adapter that is written."""

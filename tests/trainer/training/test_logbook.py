@@ -15,7 +15,7 @@ from trainer.data.chat_template import Renderer
 from trainer.data.collator import padding_share
 from trainer.data.order import Order
 from trainer.model import model
-from trainer.training import flops, logbook
+from trainer.training import flops, logbook, trackers
 from trainer.training.reporter import Callbacks
 from trainer.training.train import train
 
@@ -72,8 +72,9 @@ def test_tensorboard_gets_every_number_where_it_is_installed(tmp_path, monkeypat
     module = types.ModuleType("torch.utils.tensorboard")
     module.SummaryWriter = Board
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
-    monkeypatch.setattr(logbook.importlib.util, "find_spec", lambda _name: object())
-    book = logbook.Logbook(tmp_path, lambda _: None, peak=1e12)
+    monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda _name: object())
+    config = settings.load(tiny.train_toml(tmp_path, tiny.skill(2), out={"path": "."}))
+    book = logbook.Logbook(tmp_path, lambda _: None, 1e12, trackers.Trackers(config))
     book.add_step(4, 2, 8.0)
     log = book.write_line(FACTS)
     board = Board.last
