@@ -12,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: help demo docs test test-slow test-all test-long torture torture-trainer soak bench fuzz bench-trainer quality quality-smoke quality-real test-families test-harness test-trackers test-gguf architectures check lint types layers format clean
+.PHONY: help demo docs test test-slow test-all test-long torture torture-trainer soak bench fuzz bench-trainer quality quality-smoke quality-real test-families test-harness test-trackers test-qlora test-gguf architectures check lint types layers format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -27,13 +27,13 @@ demo: $(STAMP)  ## everything once, offline: mock teacher -> corpus -> student -
 	$(BIN)/python -m harvester demo
 
 test: $(STAMP)  ## the default test suite
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m 'not slow and not long and not torture and not families and not harness and not gguf and not trackers'
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m 'not slow and not long and not torture and not families and not harness and not gguf and not trackers and not qlora'
 
 test-slow: $(STAMP)  ## the tests marked `slow`
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m 'slow and not long'
 
 test-all: $(STAMP)  ## both in one session, as CI does: what the tests share is loaded once
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m 'not long and not torture and not families and not harness and not gguf and not trackers'
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m 'not long and not torture and not families and not harness and not gguf and not trackers and not qlora'
 
 test-long: $(STAMP)  ## the tests marked `long`: a soak, fifty kills, a compiler, 200 simulated servers; minutes each
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m long
@@ -84,6 +84,12 @@ test-harness: $(STAMP)  ## score a tiny student by lm-evaluation-harness, which 
 test-trackers: $(STAMP)  ## train with Weights & Biases and MLflow, offline; it installs both (hundreds of MB)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,dev,wandb,mlflow]'
 	$(BIN)/python -m pytest -m trackers
+
+QLORA := build/qlora
+
+test-qlora: $(STAMP)  ## train on a base in 4 bits with bitsandbytes, which it installs into build/qlora (100 MB)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(QLORA) -c constraints.txt bitsandbytes
+	PYTHONPATH=$(QLORA) $(BIN)/python -m pytest -m qlora
 
 GGUF := build/gguf
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import bitsandbytes.functional
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
+
 
 from harvester.errors import MissingPackage
 from harvester.system import extras
@@ -17,6 +17,11 @@ from trainer.errors import ConfigError, StudentError
 from trainer.model import lora_forward, model
 from trainer.model.four_bit import BLOCK, FourBitLinear
 from trainer.training import memory
+
+bitsandbytes = pytest.importorskip(
+    "bitsandbytes", reason="bitsandbytes is not installed; run `make test-qlora`"
+)
+pytestmark = pytest.mark.qlora
 
 CPU = torch.device("cpu")
 

@@ -75,7 +75,17 @@ def kind_of(name: str) -> str:
     return added or parts[-2]
 
 
-@pytest.mark.parametrize("method", rest_is_slow(METHODS, first=2))
+NEED_BITSANDBYTES = ("qlora", "qlora and dora")
+OTHERS = [method for method in METHODS if method not in NEED_BITSANDBYTES]
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        *rest_is_slow(OTHERS, first=1),
+        *(pytest.param(method, marks=pytest.mark.qlora) for method in NEED_BITSANDBYTES),
+    ],
+)
 def test_a_method_trains_what_it_names_and_a_stopped_one_ends_with_the_same_bits(tmp_path, method):
     sections, shape, more = METHODS[method]
     whole = toml_of(tmp_path / "whole", sections, shape)
@@ -135,7 +145,11 @@ def test_lora_plus_gives_b_its_own_learning_rate(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "method", rest_is_slow(["full", "embeddings", "qlora", "both ends", "last norm"], first=1)
+    "method",
+    [
+        *rest_is_slow(["full", "embeddings", "both ends", "last norm"], first=1),
+        pytest.param("qlora", marks=pytest.mark.qlora),
+    ],
 )
 def test_the_merged_student_answers_as_base_and_adapter(tmp_path, method, fork_server):
     sections, shape, _ = METHODS[method]
@@ -249,6 +263,7 @@ def test_tied_weights_that_the_files_hold_twice_change_in_both_places(tmp_path):
     assert model.load_base(config.student_path, CPU)
 
 
+@pytest.mark.qlora
 def test_a_base_in_four_bits_is_the_one_that_is_evaluated(tmp_path):
     toml = toml_of(tmp_path, METHODS["qlora"][0], {})
     config = settings.load(toml)
@@ -291,6 +306,7 @@ def test_a_whole_module_is_fp32_over_a_narrow_base(tmp_path):
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in trained.values())
 
 
+@pytest.mark.qlora
 def test_quantised_layers_are_counted_in_the_notes(tmp_path):
     config = settings.load(toml_of(tmp_path, METHODS["qlora"][0], {}))
     done: Trained = train(config)
