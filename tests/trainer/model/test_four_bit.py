@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-
 from harvester.errors import MissingPackage
 from harvester.system import extras
 from tests.trainer import tiny
