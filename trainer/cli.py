@@ -428,21 +428,21 @@ def push(
         ..., metavar="OWNER/NAME", help="Model repository on the Hub.", show_default=False
     ),
     merged: Path | None = typer.Option(None, help="Folder of `trainer export` instead of the adapter."),
-    yes: bool = typer.Option(False, "--yes", help="Upload. Without it the files are only listed."),
+    upload: bool = typer.Option(False, "--upload", help="Upload. Without it the files are only listed."),
     public: bool = typer.Option(False, "--public", help="Create a public repository; default: private."),
     token_env: str = typer.Option("HF_TOKEN", help="Name of the environment variable that holds the token."),
     as_json: bool = AS_JSON,
 ) -> None:
-    """Upload the student to the Hugging Face Hub, after a check of the terms; without --yes list the files.
+    """Upload the student to the Hugging Face Hub, after a check of the terms; without --upload list the files.
 
-    Example: trainer push train.toml my-name/my-student --yes
+    Example: trainer push train.toml my-name/my-student --upload
     """
     from harvester.objects.hub import HubTarget
     from trainer.config import load
     from trainer.publish.upload import push_student
 
     target = HubTarget(repository, "model", private=not public, token_env=token_env)
-    pushed = push_student(load(config), target, merged, upload=yes)
+    pushed = push_student(load(config), target, merged, upload=upload)
     print_result(pushed.facts(), pushed.lines(), as_json=as_json)
 
 

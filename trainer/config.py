@@ -90,7 +90,8 @@ class DataSection(_Frozen):
     """Configure which samples are learned.
 
     Attributes:
-        corpus: a store folder, any folder of shards, or the URL of a published store.
+        corpus: a store folder, any folder of shards, or the URL of a published store
+            (`s3://bucket/prefix`).
         split_field: metadata field with a row's split. Only rows with "train" are learned; the others are
             held out for evaluation.
         eval_share: share (0 to 1) of the prompts without a split that is held out. The choice depends on

@@ -37,9 +37,12 @@ def sections() -> dict[str, type[BaseModel]]:
 
 
 def descriptions(section: type[BaseModel]) -> dict[str, str]:
-    """Return the description of each key of a section, from the `Attributes:` part of its docstring."""
-    _, _, attributes = inspect.cleandoc(section.__doc__ or "").partition("Attributes:\n")
+    """Return the description of each key of a section, from the `Attributes:` parts of its classes."""
     tables: dict[str, str] = {}
+    for parent in section.__bases__:
+        if issubclass(parent, BaseModel) and parent is not BaseModel:
+            tables.update(descriptions(parent))
+    _, _, attributes = inspect.cleandoc(section.__doc__ or "").partition("Attributes:\n")
     key = ""
     for line in attributes.splitlines():
         if match := re.match(r" {4}(\w+): (.*)", line):

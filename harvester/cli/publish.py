@@ -29,7 +29,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands of this module to `app`."""
     app.command(epilog="Example: harvester publish my-run/store s3://bucket/my-run")(publish)
     app.command(epilog="Example: harvester fetch s3://bucket/my-run my-copy")(fetch)
-    app.command(epilog="Example: harvester push my-run/store my-name/my-corpus --yes")(push)
+    app.command(epilog="Example: harvester push my-run/store my-name/my-corpus --upload")(push)
 
 
 def publish(
@@ -130,13 +130,13 @@ def push(
     to: PushShape = typer.Option(
         "prompt-completion", help="Format of the rows; shards: as stored, with raw answers and lineage."
     ),
-    yes: bool = typer.Option(False, "--yes", help="Upload. Without it the files are only listed."),
+    upload: bool = typer.Option(False, "--upload", help="Upload. Without it the files are only listed."),
     public: bool = typer.Option(False, "--public", help="Create a public repository; default: private."),
     token_env: str = typer.Option("HF_TOKEN", help="Name of the environment variable that holds the token."),
     beside: Path | None = _BESIDE,
     as_json: bool = JSON,
 ) -> None:
-    """Upload a corpus to the Hugging Face Hub, after a check of the terms; without --yes list the files.
+    """Upload a corpus to the Hugging Face Hub, after a check of the terms; without --upload list the files.
 
     Needs the extra `hub`. HF_ENDPOINT names another server.
     """
@@ -144,5 +144,7 @@ def push(
     from harvester.publish.hub import push_corpus
 
     target = HubTarget(repository, "dataset", private=not public, token_env=token_env)
-    pushed = push_corpus(store, target, shape=to, upload=yes, beside=[beside] if beside is not None else [])
+    pushed = push_corpus(
+        store, target, shape=to, upload=upload, beside=[beside] if beside is not None else []
+    )
     emit(pushed.facts(), pushed.lines(), as_json=as_json)

@@ -80,7 +80,7 @@ class Pushed:
             return [f"pushed {size}, to {self.url}; each was compared with what the Hub says it holds"]
         lines = [f"would push {size}, to the {where}:"]
         lines += [f"  {size:>12,}  {path}" for path, size in self.files.items()]
-        return [*lines, "nothing was sent: `--yes` uploads"]
+        return [*lines, "nothing was sent: `--upload` uploads"]
 
 
 def push_files(target: HubTarget, files: Mapping[str, Path], *, upload: bool, message: str) -> Pushed:

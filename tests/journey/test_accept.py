@@ -146,7 +146,7 @@ def test_a_run_ends_when_enough_rows_are_accepted(mock_teacher: Mock, tmp_path: 
 
 
 def test_a_killed_run_goes_on_and_asks_nothing_twice(mock_teacher: Mock, tmp_path: Path) -> None:
-    mock = mock_teacher(accuracy=0.5, latency_s=0.01)
+    mock = mock_teacher(accuracy=0.5, latency_s=0.05)
     config = write_folder(tmp_path, mock.base_url, 40)
     with running(config) as process:
         process.until(lambda status: status["rows_total"] > 80 and status["answers_stored"] > 30)

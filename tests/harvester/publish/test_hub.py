@@ -52,7 +52,7 @@ def test_nothing_is_sent_without_yes(hub: FakeHub, store: Path) -> None:
 
 @pytest.mark.slow
 def test_a_corpus_is_pushed_once_into_a_private_repository(hub: FakeHub, store: Path) -> None:
-    facts, done = push(hub, store, "--yes", "--to", "shards")
+    facts, done = push(hub, store, "--upload", "--to", "shards")
     assert done.returncode == 0, done.stderr
     repository = hub.repositories["datasets/me/corpus"]
     assert repository.visibility == "private"
@@ -63,11 +63,11 @@ def test_a_corpus_is_pushed_once_into_a_private_repository(hub: FakeHub, store: 
     ]
     assert b"mock-teacher" in repository.files["terms.json"]
     sent = len(hub.objects)
-    _, done = push(hub, store, "--yes", "--to", "shards")
+    _, done = push(hub, store, "--upload", "--to", "shards")
     assert done.returncode == 0, done.stderr
     assert (repository.commits, len(hub.objects)) == (1, sent)  # nothing has changed
     grow(store, range(12, 15))
-    _, done = push(hub, store, "--yes", "--to", "shards")
+    _, done = push(hub, store, "--upload", "--to", "shards")
     assert done.returncode == 0, done.stderr
     assert (repository.commits, len(hub.objects)) == (2, sent + 1)
 
@@ -75,7 +75,7 @@ def test_a_corpus_is_pushed_once_into_a_private_repository(hub: FakeHub, store: 
 @pytest.mark.slow
 def test_what_the_hub_holds_is_compared(hub: FakeHub, store: Path) -> None:
     hub.spoil = True
-    _, done = push(hub, store, "--yes")
+    _, done = push(hub, store, "--upload")
     assert done.returncode == 1
     assert "train-00000-of-00001.parquet" in done.stderr
     assert hub.repositories["datasets/me/corpus"].commits == 1
@@ -84,24 +84,24 @@ def test_what_the_hub_holds_is_compared(hub: FakeHub, store: Path) -> None:
 def test_terms_that_forbid_it_end_it_before_anything_is_sent(hub: FakeHub, tmp_path: Path) -> None:
     for name, facts in (("a", {"terms_id": "no-such-record"}), ("b", {"purpose": "eval"})):
         store = make_store(tmp_path / name / "store", range(2), **facts)
-        for words in ((), ("--yes",), ("--yes", "--to", "shards")):
+        for words in ((), ("--upload",), ("--upload", "--to", "shards")):
             _, done = push(hub, store, *words)
             assert done.returncode == 77, done.stderr
     assert hub.requests == []
 
 
 def test_refusals_name_the_remedy_and_never_the_token(hub: FakeHub, store: Path) -> None:
-    _, done = push(hub, store, "--yes", token="")
+    _, done = push(hub, store, "--upload", token="")
     assert done.returncode == 2
     assert "HF_TOKEN" in done.stderr
     assert hub.requests == []
     hub.refuse = 403
-    _, done = push(hub, store, "--yes")
+    _, done = push(hub, store, "--upload")
     assert done.returncode == 5
     assert hub.requests
     assert "error[remote_store]" in done.stderr
     assert TOKEN not in done.stderr
     assert "Traceback" not in done.stderr
     assert hub.repositories == {}
-    done = run("harvester", ["push", store, "no-owner", "--yes"])
+    done = run("harvester", ["push", store, "no-owner", "--upload"])
     assert done.returncode == 2

@@ -85,7 +85,7 @@ def test_a_student_is_pushed_after_the_terms_were_asked(student, run_trainer, mo
         code, out, err = run_trainer("push", student, "me/student", "--json")
         assert (code, hub.requests) == (0, []), err
         assert "adapter_model.safetensors" in json.loads(out)["files"]
-        code, out, err = run_trainer("push", student, "me/student", "--yes", "--json")
+        code, out, err = run_trainer("push", student, "me/student", "--upload", "--json")
         assert code == 0, err
         repository = hub.repositories["models/me/student"]
         assert repository.visibility == "private"
@@ -98,6 +98,6 @@ def test_a_student_is_pushed_after_the_terms_were_asked(student, run_trainer, mo
         terms = student.parent / "terms"
         terms.mkdir()
         (terms / "mine.toml").write_text("[[record]]\nid = 1\n")  # nobody knows what it permits
-        code, _, _ = run_trainer("push", student, "me/student", "--yes")
+        code, _, _ = run_trainer("push", student, "me/student", "--upload")
         assert code != 0
         assert len(hub.requests) == sent
