@@ -433,7 +433,7 @@ def push(
     token_env: str = typer.Option("HF_TOKEN", help="Name of the environment variable that holds the token."),
     as_json: bool = AS_JSON,
 ) -> None:
-    """Upload the student to the Hugging Face Hub, after a check of the terms; without --upload list the files.
+    """Upload the student to the Hugging Face Hub after a check of the terms; without --upload list files.
 
     Example: trainer push train.toml my-name/my-student --upload
     """
