@@ -7,11 +7,11 @@ publication in progress never changes what an earlier manifest names.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from harvester.errors import RemoteStoreError, StoreCorrupt, StoreFormatError
 
@@ -99,6 +99,16 @@ class Publication(_ManifestPart):
     files: tuple[PublishedObject, ...] = ()
     superseded: tuple[str, ...] = ()
 
+    @model_validator(mode="after")
+    def _names_each_once(self) -> Publication:
+        """Refuse what no folder or journal could hold: two objects at one place, a shard or run twice."""
+        _require_once("the path", (each.path for each in self.objects))
+        _require_once("the object", {(each.name, each.sha256): each.name for each in self.objects}.values())
+        _require_once("the shard", (each.shard for each in self.shards))
+        _require_once("the run", (each.run for each in self.runs))
+        _require_once("the run", (each.run_id for each in self.runs))
+        return self
+
     @property
     def objects(self) -> tuple[PublishedObject, ...]:
         """All objects, those that readers need first."""
@@ -121,6 +131,14 @@ class Publication(_ManifestPart):
         return self.model_dump(exclude={"made_at", "tool_version", "superseded"})
 
 
+def _require_once(what: str, values: Iterable[str | int]) -> None:
+    seen: set[str | int] = set()
+    for value in values:
+        if value in seen:
+            raise ValueError(f"{what} {value!r} stands there twice")
+        seen.add(value)
+
+
 def parse_publication(content: bytes, place: str) -> Publication:
     """Read a manifest.
 
@@ -133,6 +151,8 @@ def parse_publication(content: bytes, place: str) -> Publication:
     except ValueError:
         raise StoreCorrupt("the manifest is no JSON", place=place, remedy=remedy) from None
     version = data.get("format") if isinstance(data, dict) else None
+    if type(version) is not int or version < FORMAT:  # every release writes a number, counted from 1
+        raise StoreCorrupt("the manifest is damaged: it names no format", place=place, remedy=remedy)
     if version != FORMAT:
         raise StoreFormatError(
             f"the publication has format {version!r}, this release reads {FORMAT}",
@@ -143,9 +163,9 @@ def parse_publication(content: bytes, place: str) -> Publication:
         return Publication.model_validate(data)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
+        words = [".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")]
         raise StoreCorrupt(
-            f"the manifest is damaged: {where}: {first['msg']}", place=place, remedy=remedy
+            f"the manifest is damaged: {': '.join(filter(None, words))}", place=place, remedy=remedy
         ) from None
 
 

@@ -23,7 +23,7 @@ import orjson
 from harvester.errors import ConfigError, StoreCorrupt, StoreError
 from harvester.objects.cache import cache_folder, fetched, forget
 from harvester.objects.location import Location
-from harvester.objects.publication import Publication, PublishedObject, PublishedShard
+from harvester.objects.publication import MANIFEST_NAME, Publication, PublishedObject, PublishedShard
 from harvester.objects.transfer import read_publication
 from harvester.objects.url import url_in
 from harvester.store import paths
@@ -31,6 +31,7 @@ from harvester.store.journal import sqlite
 from harvester.store.journal.copies import insert_row
 from harvester.store.journal.records import ShardEntry
 from harvester.store.shards.manifest import insert_new_entry
+from harvester.store.shards.parquet_file import open_shard
 from harvester.store.shards.proved import require_proved
 from harvester.system.files import fsync_tree
 
@@ -135,14 +136,25 @@ def build(
 def _fill(
     location: Location, publication: Publication, folder: Path, note: Callable[[str], None], *, own: bool
 ) -> None:
-    def bring(published: PublishedObject) -> None:
-        path = folder / published.path
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    def place(published: PublishedObject, path: Path) -> None:
         source = fetched(location, published)
         if own:
             shutil.copyfile(source, path)
         else:
             _link(source, path)
+
+    def bring(published: PublishedObject) -> None:
+        path = folder / published.path
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        place(published, path)
+        if isinstance(published, PublishedShard):
+            try:
+                require_proved(path, published.sha256, published.size_bytes)
+            except StoreCorrupt:  # the cache has changed on disk
+                forget(published)
+                path.unlink(missing_ok=True)
+                place(published, path)
+            _require_rows(location, published, path)
         note(f"fetched {published.path} ({published.size_bytes:,} bytes)")
 
     with ThreadPoolExecutor(_WORKERS, "fetch") as pool:
@@ -150,7 +162,26 @@ def _fill(
     if publication.kind == "store":
         (folder / paths.SHARDS).mkdir(mode=0o700, exist_ok=True)
         asks = b"" if publication.asks is None else fetched(location, publication.asks).read_bytes()
-        sqlite.create(folder, lambda connection: _enter(connection, publication, asks.splitlines()))
+        try:
+            sqlite.create(folder, lambda connection: _enter(connection, publication, asks.splitlines()))
+        except (sqlite3.IntegrityError, ValueError, KeyError, TypeError) as error:
+            raise _damaged(location, str(error)) from None
+
+
+def _require_rows(location: Location, shard: PublishedShard, path: Path) -> None:
+    """Compare the rows of a shard with what the manifest says of it."""
+    with open_shard(path) as file:
+        rows = file.metadata.num_rows
+    if rows != shard.rows:
+        raise _damaged(location, f"it says that {shard.name} has {shard.rows:,} rows; it has {rows:,}")
+
+
+def _damaged(location: Location, what: str) -> StoreCorrupt:
+    return StoreCorrupt(
+        f"the manifest is damaged: {what}",
+        place=f"{location.url}/{MANIFEST_NAME}",
+        remedy="`harvester publish STORE URL --repair` writes it anew",
+    )
 
 
 def _enter(connection: sqlite3.Connection, publication: Publication, asks: Iterable[bytes]) -> None:

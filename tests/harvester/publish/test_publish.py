@@ -172,7 +172,11 @@ def test_readers_refuse_damage_and_say_what_is_wrong(store: Path, there: Path, t
     text = manifest.read_text()
     for broken, error in (
         ("{", StoreCorrupt),
-        ("[]", StoreFormatError),
+        ("[]", StoreCorrupt),
+        (text.replace('"rows": 10', '"rows": 11', 1), StoreCorrupt),
+        (twice(text, "shards"), StoreCorrupt),
+        (twice(text, "files"), StoreCorrupt),
+        (twice(text, "runs"), StoreCorrupt),
         (text.replace('"format": 1', '"format": 2'), StoreFormatError),
         (text.replace('"path": "shards/', '"path": "../'), StoreCorrupt),
         (text.replace('"size_bytes": ', '"size_bytes": -'), StoreCorrupt),
@@ -187,10 +191,29 @@ def test_readers_refuse_damage_and_say_what_is_wrong(store: Path, there: Path, t
     assert not [path for path in (tmp_path / "run").iterdir() if path.name.startswith(".")]
 
 
-def test_a_damaged_manifest_is_written_anew_on_request_only(store: Path, there: Path) -> None:
+def twice(manifest: str, member: str) -> str:
+    """Return a manifest with each entry of a member twice."""
+    data = json.loads(manifest)
+    data[member] *= 2
+    return json.dumps(data)
+
+
+def test_fetch_and_export_name_a_damaged_manifest(store: Path, there: Path, tmp_path: Path) -> None:
     url = f"file://{there}"
     publish_store(store, url)
-    (there / "publication.json").write_text("{")
+    manifest = there / "publication.json"
+    manifest.write_text(twice(manifest.read_text(), "shards"))
+    for command in (["fetch", url, tmp_path / "copy"], ["export", url, tmp_path / "out"]):
+        done = run("harvester", command)
+        assert (done.returncode, "error[store_corrupt]" in done.stderr) == (5, True), done.stderr
+        assert "twice" in done.stderr
+
+
+@pytest.mark.parametrize("damaged", ["{", "{}", "[]", "null", '{"format": null}'])
+def test_a_damaged_manifest_is_written_anew_on_request_only(store: Path, there: Path, damaged: str) -> None:
+    url = f"file://{there}"
+    publish_store(store, url)
+    (there / "publication.json").write_text(damaged)
     with pytest.raises(StoreCorrupt):
         publish_store(store, url)
     publish_store(store, url, PublishOptions(repair=True))
