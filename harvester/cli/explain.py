@@ -183,11 +183,13 @@ _TEXTS: dict[str, tuple[str, str]] = {
 
 
 def error_classes() -> dict[str, type[HarvesterError]]:
-    """Return the error class of every code."""
+    """Return the error class of every code: the most general one where a subclass shares it."""
     classes: dict[str, type[HarvesterError]] = {}
     for value in vars(errors).values():
         if isinstance(value, type) and issubclass(value, HarvesterError):
-            classes[value.code] = value
+            known = classes.get(value.code)
+            if known is None or issubclass(known, value):
+                classes[value.code] = value
     return classes
 
 

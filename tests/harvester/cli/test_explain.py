@@ -41,6 +41,8 @@ def test_exit_codes_are_explained_and_unknown_codes_answered_with_the_nearest() 
     done = harvester("explain", "prompt_rejected", "--json")
     assert json.loads(done.stdout)["exit_code"] is None
     assert harvester("explain", "what").returncode == 2
+    for text in ("locked", "75"):  # ShardsInUse has the code of StoreLocked
+        assert harvester("explain", text).stdout.startswith("locked: Another process holds the store.\n")
 
 
 def test_the_schema_accepts_the_starter_and_refuses_a_misspelt_key() -> None:
