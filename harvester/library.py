@@ -130,7 +130,8 @@ def harvest(
 
     Args:
         config: path of a harvest.toml.
-        on_event: is called with each event, in the thread of the harvest.
+        on_event: is called with each event, in the thread of the harvest. What it raises ends the harvest as
+            Ctrl-C does.
         progress: show two bars: in the notebook (with ipywidgets), or on a terminal. None: where they can be
             shown.
 
@@ -152,6 +153,8 @@ def start(
     **options: Unpack[HarvestOptions],
 ) -> Running[HarvestEvent, Summary]:
     """Start a harvest in a thread of its own; see `harvest`.
+
+    If the program ends meanwhile, it waits until the answers in flight have arrived and are sealed.
 
     Returns:
         The harvest that runs: `async for event in running`, `await running`, `running.result()`,

@@ -42,7 +42,8 @@ def train(
 
     Args:
         config: path of a train.toml.
-        on_event: is called with each event, in the thread of the training.
+        on_event: is called with each event, in the thread of the training. What it raises ends the training
+            as Ctrl-C does.
         progress: show a bar in the notebook (with ipywidgets) or on a terminal. None: where that can be.
         allow_change: resume although settings or corpus changed.
         force_faults: train although the data has fatal faults.
@@ -181,7 +182,7 @@ def _in_thread(name: str, work: Callable[[], Result]) -> Result:
         with _libraries_kept():
             return work()
 
-    running: Running[None, Result] = Running(name, quiet_work)
+    running: Running[None, Result] = Running(name, quiet_work, ends_when_asked=False)
     return running.result()
 
 

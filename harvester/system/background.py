@@ -7,11 +7,12 @@ event loop of its own where it needs one. Nothing of the process is changed.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures.thread  # noqa: F401 - see _end_all
 import contextlib
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 Event = TypeVar("Event")
 Result = TypeVar("Result")
@@ -40,6 +41,11 @@ class StopRequests:
             if self._listener is not None:
                 self._listener()
 
+    def ask_once(self) -> None:
+        """Ask the work to end, unless somebody has: a second request may end it at once."""
+        if not self._count:
+            self.ask()
+
     @contextlib.contextmanager
     def heard_by(self, listener: Callable[[], object]) -> Iterator[None]:
         """Call `listener` for each request during the block, and at once for those that came before it."""
@@ -61,12 +67,15 @@ class Running(Generic[Event, Result]):
         result = await running              # in a coroutine
         result = running.result()           # anywhere else
 
-    A program that ends meanwhile ends the work, as a kill would: wait for the result.
+    When the main thread of the program ends meanwhile, the work is asked to end, and the program waits for
+    that; Ctrl-C then asks once more. `os._exit` and a signal without a handler end it as a kill does.
 
     Args:
         name: of the thread.
         work: gets a function to call with each event, and the requests to end.
-        on_event: is called with each event, in the thread of the work. What it raises ends the work.
+        on_event: is called with each event, in the thread of the work. What it raises asks the work to end,
+            and is raised where the result is asked for. It is not called again.
+        ends_when_asked: whether the work heeds requests to end. Without that, it ends with the program.
     """
 
     def __init__(
@@ -74,6 +83,8 @@ class Running(Generic[Event, Result]):
         name: str,
         work: Callable[[Callable[[Event], None], StopRequests], Result],
         on_event: Callable[[Event], object] | None = None,
+        *,
+        ends_when_asked: bool = True,
     ) -> None:
         self._work = work
         self._on_event = on_event
@@ -84,20 +95,30 @@ class Running(Generic[Event, Result]):
         self._results: list[Result] = []
         self._error: BaseException | None = None
         self._is_over = False
-        threading.Thread(target=self._run, name=name, daemon=True).start()
+        self._event_error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        if ends_when_asked:
+            _end_before_the_program(self)
+        self._thread.start()
 
     def _run(self) -> None:
         try:
             self._results.append(self._work(self._emit, self._requests))
         except BaseException as error:  # noqa: BLE001 - raised where the result is asked for
             self._error = error
+        self._error = self._event_error or self._error
+        _under_way.discard(self)
         with self._changed:
             self._is_over = True
             self._wake()
 
     def _emit(self, event: Event) -> None:
-        if self._on_event is not None:
-            self._on_event(event)
+        if self._on_event is not None and self._event_error is None:
+            try:
+                self._on_event(event)
+            except BaseException as error:  # noqa: BLE001 - raised once what is under way is done
+                self._event_error = error
+                self._requests.ask_once()
         with self._changed:
             self._events.append(event)
             self._wake()
@@ -112,6 +133,11 @@ class Running(Generic[Event, Result]):
     def is_over(self) -> bool:
         """Whether the work has ended."""
         return self._is_over
+
+    @property
+    def thread_is_alive(self) -> bool:
+        """Whether this process has the thread of the work."""
+        return self._thread.is_alive()
 
     def stop(self) -> None:
         """Ask the work to end once what is under way is done; a second call ends a harvest at once."""
@@ -138,6 +164,15 @@ class Running(Generic[Event, Result]):
                 self._wait(None)
             raise
         return self._outcome()
+
+    def end(self) -> None:
+        """Ask the work to end, unless that was asked for, and wait for it; Ctrl-C asks once more."""
+        self._requests.ask_once()
+        try:
+            self._thread.join()
+        except KeyboardInterrupt:
+            self.stop()
+            self._thread.join()
 
     def _wait(self, timeout_s: float | None) -> None:
         with self._changed:
@@ -192,3 +227,29 @@ class Running(Generic[Event, Result]):
         finally:
             with self._changed:
                 self._wakers.discard(wake)
+
+
+# The work that is ended before the program ends.
+_under_way: set[Running[Any, Any]] = set()
+_registering = threading.Lock()
+_is_registered = False
+
+
+def _end_before_the_program(running: Running[Any, Any]) -> None:
+    global _is_registered
+    with _registering:
+        if not _is_registered:
+            threading._register_atexit(_end_all)  # type: ignore[attr-defined]
+            _is_registered = True
+    _under_way.add(running)
+
+
+def _end_all() -> None:
+    """End all work that is under way, when the main thread has ended.
+
+    `atexit` would be too late: `concurrent.futures` starts no more calls in threads then, which the
+    work needs for its end. What was registered last is called first, so that module must be imported before.
+    """
+    for running in list(_under_way):
+        if running.thread_is_alive:  # it is not in a forked child
+            running.end()

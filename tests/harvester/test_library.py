@@ -22,6 +22,7 @@ import pytest
 import harvester
 from harvester.errors import ConfigError, HarvesterError, StoreError, UsageError
 from harvester.mock_teacher.running import RunningMock
+from harvester.observe.status import current_status
 from harvester.store.reader import Corpus
 from harvester.store.shards.seal import seal
 from harvester.store.where import Where
@@ -146,6 +147,63 @@ def test_what_a_callback_raises_ends_the_run_and_reaches_the_caller(
     with pytest.raises(ZeroDivisionError):
         harvester.harvest(config, on_event=fail)
     assert harvester.harvest(config).exit_code == 0  # the store was let go
+
+
+# Eight requests at a time of a second each: a run of 200 rows does not end before it is told to.
+EIGHT_AT_ONCE = "[teacher.limits]\nmax_concurrency = 8"
+
+
+def assert_drained(store: Path, mock: RunningMock) -> None:
+    """What was on the wire has arrived and is stored."""
+    stored = Corpus.open(store).count()
+    assert 0 < stored < 200
+    assert mock.totals()["requests"] == mock.state()["received"] == stored
+    status = current_status(store)
+    assert (status["state"], status["possibly_billed"]) == ("interrupted", 0)
+    assert list((store / "shards").glob("*.parquet"))
+
+
+def test_what_a_callback_raises_loses_no_request_in_flight(mock_teacher: Mock, tmp_path: Path) -> None:
+    mock = mock_teacher(latency_s=1.0)
+    config = write_folder(tmp_path, mock.base_url, 200, teacher=EIGHT_AT_ONCE)
+    in_flight: list[int] = []
+
+    def fail(event: harvester.HarvestEvent) -> None:
+        assert not in_flight, "called again after it raised"
+        if count := mock.state()["in_flight"]:
+            in_flight.append(count)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        harvester.harvest(config, progress=False, on_event=fail)
+    assert in_flight
+    assert_drained(tmp_path / "store", mock)
+
+
+PROGRAM = """
+import asyncio, sys
+import harvester
+
+async def main():
+    running = harvester.start(sys.argv[1])
+    async for event in running:
+        if event.status["in_flight"]:
+            raise ZeroDivisionError
+
+asyncio.run(main())
+"""
+
+
+def test_a_program_that_fails_elsewhere_loses_no_request_in_flight(
+    mock_teacher: Mock, tmp_path: Path
+) -> None:
+    mock = mock_teacher(latency_s=1.0)
+    config = write_folder(tmp_path, mock.base_url, 200, teacher=EIGHT_AT_ONCE)
+    command = [sys.executable, "-c", PROGRAM, str(config)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "ZeroDivisionError"
+    assert_drained(tmp_path / "store", mock)
 
 
 @pytest.mark.parametrize(
