@@ -14,12 +14,13 @@ import re
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import orjson
 
+from harvester.api.max_tokens import max_tokens_of
 from harvester.errors import ConfigError, StoreCorrupt, StoreError
 from harvester.objects.cache import cache_folder, fetched, forget
 from harvester.objects.location import Location
@@ -30,7 +31,8 @@ from harvester.store import paths
 from harvester.store.journal import sqlite
 from harvester.store.journal.copies import insert_row
 from harvester.store.journal.records import ShardEntry
-from harvester.store.shards.manifest import insert_new_entry
+from harvester.store.journal.sqlite import OUTCOME_CODES
+from harvester.store.shards.manifest import UNKNOWN_ASKER, insert_missing_keys, insert_new_entry
 from harvester.store.shards.parquet_file import open_shard
 from harvester.store.shards.proved import require_proved
 from harvester.system.files import fsync_tree
@@ -163,7 +165,9 @@ def _fill(
         (folder / paths.SHARDS).mkdir(mode=0o700, exist_ok=True)
         asks = b"" if publication.asks is None else fetched(location, publication.asks).read_bytes()
         try:
-            sqlite.create(folder, lambda connection: _enter(connection, publication, asks.splitlines()))
+            sqlite.create(
+                folder, lambda connection: _enter(connection, publication, asks.splitlines(), folder)
+            )
         except (sqlite3.IntegrityError, ValueError, KeyError, TypeError) as error:
             raise _damaged(location, str(error)) from None
 
@@ -184,18 +188,36 @@ def _damaged(location: Location, what: str) -> StoreCorrupt:
     )
 
 
-def _enter(connection: sqlite3.Connection, publication: Publication, asks: Iterable[bytes]) -> None:
-    """Write manifest, runs and asks into a new journal."""
+def _enter(
+    connection: sqlite3.Connection, publication: Publication, asks: Iterable[bytes], folder: Path
+) -> None:
+    """Write manifest, key index, runs and asks into a new journal.
+
+    Without the index, a run in this folder would pay for every answer again.
+    """
     for run in publication.runs:
         insert_row(connection, "runs", run.model_dump())
     for shard in publication.shards:
         name = shard.path.rsplit("/", 1)[-1]
         facts = (shard.sha256, shard.rows, shard.size_bytes, shard.lineage_digest, shard.sealed_us / 1e6)
         insert_new_entry(connection, ShardEntry(shard.shard, name, *facts))
+        insert_missing_keys(connection, shard.shard, _keys_of(folder / shard.path))
     for line in asks:
         ask = orjson.loads(line)
         values = {name: bytes.fromhex(ask[name]) for name in ("key", "asker")}
         insert_row(connection, "asks", {**ask, **values})
+
+
+def _keys_of(path: Path) -> Iterator[tuple[bytes, int, int | None, bytes]]:
+    """Yield the index rows of a shard."""
+    with open_shard(path) as file:
+        for batch in file.iter_batches(columns=["key", "outcome", "request_json"]):
+            for row in batch.to_pylist():
+                try:
+                    most = max_tokens_of(orjson.loads(row["request_json"]))
+                    yield bytes.fromhex(row["key"]), OUTCOME_CODES[row["outcome"]], most, UNKNOWN_ASKER
+                except (ValueError, KeyError, TypeError, AttributeError) as error:
+                    raise StoreCorrupt(f"has a row that can't be read: {error!r}", place=path.name) from None
 
 
 def _link(source: Path, path: Path) -> None:

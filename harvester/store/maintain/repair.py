@@ -20,7 +20,6 @@ from harvester.api.max_tokens import max_tokens_of
 from harvester.errors import StoreCorrupt
 from harvester.store import paths
 from harvester.store.journal import sqlite, wal
-from harvester.store.journal.checksums import checksum
 from harvester.store.journal.journal import Journal
 from harvester.store.journal.ledger import count_lost, count_missing
 from harvester.store.journal.lock import StoreLock
@@ -30,7 +29,14 @@ from harvester.store.journal.sqlite import OUTCOME_CODES
 from harvester.store.maintain import quarantine
 from harvester.store.maintain.rebuild import rebuild_if_damaged
 from harvester.store.maintain.repair_rows import repair_rows
-from harvester.store.shards.manifest import indexed_keys, insert_entry, manifest_rows, read_manifest
+from harvester.store.shards.manifest import (
+    UNKNOWN_ASKER,
+    indexed_keys,
+    insert_entry,
+    insert_missing_keys,
+    manifest_rows,
+    read_manifest,
+)
 from harvester.store.shards.mend_file import mended_content
 from harvester.store.shards.parquet_file import translate_disk_errors
 from harvester.store.shards.recover_rows import recoverable_rows
@@ -180,7 +186,7 @@ def _count_indexed(journal: Journal, entry: ShardEntry) -> int:
 def _restore_index_rows(journal: Journal, store: Path, entry: ShardEntry) -> None:
     """Insert missing index rows of an undamaged shard."""
     known = indexed_keys(journal, entry)
-    rows: list[tuple[bytes, int, int | None]] = []
+    rows: list[tuple[bytes, int, int | None, bytes]] = []
     path = store / paths.SHARDS / entry.name
     if not path.exists() or sha256_of(path) != entry.sha256:
         return  # rows of a changed file can be verified only against their index rows
@@ -189,17 +195,9 @@ def _restore_index_rows(journal: Journal, store: Path, entry: ShardEntry) -> Non
             key = bytes.fromhex(row["key"])
             if key not in known:
                 body = orjson.loads(row["request_json"])
-                rows.append((key, OUTCOME_CODES[row["outcome"]], max_tokens_of(body)))
-    asker = bytes(8)  # matches no row: the next run records its row as sharing the answer
+                rows.append((key, OUTCOME_CODES[row["outcome"]], max_tokens_of(body), UNKNOWN_ASKER))
     with journal.writing() as connection:
-        connection.executemany(
-            "INSERT OR IGNORE INTO keys SELECT ?1, ?2, ?3, ?4, ?5, ?6"
-            " WHERE NOT EXISTS (SELECT 1 FROM answers WHERE key = ?1)",
-            [
-                (key, entry.shard, code, most, asker, checksum([entry.shard, code, most], key, asker))
-                for key, code, most in rows
-            ],
-        )
+        insert_missing_keys(connection, entry.shard, rows)
 
 
 def _held_elsewhere(journal: Journal, store: Path, entry: ShardEntry) -> set[bytes]:

@@ -6,7 +6,7 @@ Functions that take a connection write inside its open transaction, some hundred
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from harvester.errors import StoreCorrupt
@@ -25,6 +25,8 @@ from harvester.store.journal.records import ShardEntry
 from harvester.store.journal.rows import micros
 
 CHUNKS_PER_STEP = 16
+# An asker that is no prompt: the next run records its prompt as one that shares the answer.
+UNKNOWN_ASKER = bytes(8)
 
 
 def read_manifest(journal: Journal) -> list[ShardEntry]:
@@ -103,6 +105,17 @@ def insert_keys(
     connection.executemany(
         "INSERT INTO keys VALUES (?, ?, ?, ?, ?, ?)",
         [(row[0], shard, *row[1:], _check(shard, *row)) for row in sorted(rows)],
+    )
+
+
+def insert_missing_keys(
+    connection: sqlite3.Connection, shard: int, rows: Iterable[tuple[bytes, int, int | None, bytes]]
+) -> None:
+    """Insert those of a shard's index rows whose key neither the index nor the journal has."""
+    connection.executemany(
+        "INSERT OR IGNORE INTO keys SELECT ?1, ?2, ?3, ?4, ?5, ?6"
+        " WHERE NOT EXISTS (SELECT 1 FROM answers WHERE key = ?1)",
+        ((row[0], shard, *row[1:], _check(shard, *row)) for row in rows),
     )
 
 

@@ -125,3 +125,26 @@ def test_a_mirror_with_a_secret_is_refused_and_not_repeated(tmp_path: Path, mock
     text = f"{raised.value.message} {raised.value.place} {raised.value.remedy}"
     assert "credentials" in text
     assert "verysecret" not in text
+
+
+def test_a_run_in_a_fetched_store_pays_for_nothing_again(mock_teacher: Mock, tmp_path: Path) -> None:
+    mock = mock_teacher()
+    config = write_config(tmp_path, mock, "")
+    url, copy = f"file://{tmp_path}/there", tmp_path / "copy"
+    assert run("harvester", ["run", config]).returncode == 0
+    assert run("harvester", ["publish", tmp_path / "store", url]).returncode == 0
+    for number in (1, 2):
+        assert run("harvester", ["fetch", url, f"{copy}{number}"]).returncode == 0
+        assert run("harvester", ["verify", f"{copy}{number}"]).returncode == 0
+    paid = mock.totals()["requests"]
+    text = config.read_text()
+    # As the store of the run, beside a new one, and merged with the first.
+    for more in (f'path = "{copy}1"', f'path = "{tmp_path}/new"\nread_also = ["{copy}2"]'):
+        config.write_text(text.replace('[store]\nmirror = ""', f"[store]\n{more}"))
+        done = run("harvester", ["run", config, "--json"])
+        assert (done.returncode, mock.totals()["requests"]) == (0, paid), done.stderr
+    merged = run("harvester", ["merge", f"{copy}2", tmp_path / "store", tmp_path / "merged"])
+    assert merged.returncode == 0, merged.stderr
+    for store in (tmp_path / "new", Path(f"{copy}1"), tmp_path / "merged"):
+        assert keys(store) == keys(tmp_path / "store")
+        assert Corpus.open(store).count() == 12
