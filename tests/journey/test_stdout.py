@@ -85,11 +85,11 @@ def test_a_terminal_that_goes_away_leaves_the_run_its_ending(mock_teacher: Mock,
     mock = mock_teacher(latency_s=0.05)
     config = write_folder(tmp_path, mock.base_url, 500, teacher="limits = { max_concurrency = 4 }")
     ours, theirs = pty.openpty()
-    with running(config, "--limit", 200, stdout=theirs) as run:
+    with running(config, "--limit", 300, stdout=theirs) as run:
         os.close(theirs)
         status = run.until(lambda s: s["answers_stored"] >= 4)
         os.close(ours)
-        assert status["answers_stored"] < 100  # the terminal is gone long before the end
+        assert status["answers_stored"] < 250  # the terminal is gone long before the end
         code, _, err = run.end()
     assert code == 10, err
     assert "stdout can't be written" in err
