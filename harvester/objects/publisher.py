@@ -116,11 +116,19 @@ def publish(
     by_name = {source.object.name: source for source in sources}
     run = _Transfer(location, options, before, note)
     run.transfer([by_name.get(each.name, ObjectContent(each)) for each in publication.objects], set(by_name))
-    is_new = before is None or not before.same_content(publication)
-    superseded = _superseded(before, publication, run.seen)
+    reach("publish.before_manifest")
+    # Another publication may have written its manifest since `before` was read.
+    now = earlier_publication(location, options)
+    if now is not None:
+        _require_expected(location, before, now, publication, options)
+    is_new = now is None or not now.same_content(publication)
+    superseded = _superseded(now, publication, run.seen)
     if is_new:
-        reach("publish.before_manifest")
-        write_publication(location, publication.model_copy(update={"superseded": superseded}))
+        write_publication(
+            location,
+            publication.model_copy(update={"superseded": superseded}),
+            lambda there: _require_expected(location, before, there, publication, options),
+        )
         reach("publish.after_manifest")
     deleted = 0
     if options.prune:
@@ -217,6 +225,32 @@ def _superseded(
     kept = {each.name for each in publication.objects}
     earlier = {*before.superseded, *(each.name for each in before.objects)}
     return tuple(sorted(name for name in earlier - kept if name in seen and name.startswith(OBJECT_FOLDERS)))
+
+
+def _require_expected(
+    location: Location,
+    before: Publication | None,
+    now: Publication,
+    publication: Publication,
+    options: PublishOptions,
+) -> None:
+    """Refuse to take the place of what another publication wrote since `before` was read.
+
+    A later manifest of the same store may be replaced. Corpora and folders tell by nothing but their name
+    that they are the same, so another content of them may not.
+
+    Raises:
+        ConfigError: something else is there.
+    """
+    if before is not None and now.same_content(before):
+        return
+    _require_same(location, now, publication, options)
+    if now.kind != "store" and not options.replace and not now.same_content(publication):
+        raise ConfigError(
+            f"another {now.kind} {now.name!r} was published there at the same time",
+            place=location.url,
+            remedy="publish again to take its place, or name another URL",
+        )
 
 
 def _require_same(

@@ -6,9 +6,10 @@ is an MD5, or none, by how it was uploaded), and the filesystems of the librarie
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,7 +144,14 @@ def _write(location: Location, name: str, chunks: Iterator[bytes]) -> None:
     path = location.path(name)
     with translating(f"{location.url}/{name}"):
         if location.is_local:
-            _write_file(Path(path), chunks)
+            try:
+                _write_file(Path(path), chunks)
+            except FileNotFoundError:  # no folder can be made there, as below /proc
+                raise RemoteStoreError(
+                    "the place can't be written: no folder can be made there",
+                    place=location.url,
+                    remedy="name a folder in which you may write",
+                ) from None
             return
         with location.filesystem.open_output_stream(path) as stream:
             for chunk in chunks:
@@ -228,15 +236,31 @@ def read_publication(location: Location, *, absent_is_none: bool = False) -> Pub
     return parse_publication(bytes(content), place)
 
 
-def write_publication(location: Location, publication: Publication) -> None:
+def write_publication(
+    location: Location, publication: Publication, require_ours: Callable[[Publication], None]
+) -> None:
     """Write the manifest and read it back.
+
+    Args:
+        require_ours: is called with the manifest that is read back where it is another one, and raises
+            where that is not of the same store: another publication wrote it at the same time.
 
     Raises:
         RemoteStoreError: it can't be written, or is not what was written.
     """
     content = publication.to_bytes()
-    sha256 = hashlib.sha256(content).hexdigest()
-    as_object = PublishedObject(
-        name=MANIFEST_NAME, path=MANIFEST_NAME, sha256=sha256, size_bytes=len(content)
+    written = (hashlib.sha256(content).hexdigest(), len(content))
+    for _ in range(_TRIES):
+        _write(location, MANIFEST_NAME, iter((content,)))
+        reach("publish.after_upload")
+        if sha256_there(location, MANIFEST_NAME) == written:
+            return
+        with contextlib.suppress(StoreCorrupt):
+            there = read_publication(location, absent_is_none=True)
+            if there is not None:
+                require_ours(there)
+    raise RemoteStoreError(
+        f"what was read back of {MANIFEST_NAME} is not what was written, {_TRIES} times",
+        place=location.url,
+        remedy="another publication may be writing there, or the storage is at fault; publish again",
     )
-    upload(location, ObjectContent(as_object, content=content))

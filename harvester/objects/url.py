@@ -21,6 +21,9 @@ _OPTIONS: Mapping[str, frozenset[str]] = {
 SCHEMES = tuple(_OPTIONS)
 # `Path` writes "s3://bucket" as "s3:/bucket".
 _URL = re.compile(rf"({'|'.join(SCHEMES)}):/+(?=[^/])|(file):/+")
+# What would be a host, which a folder has none of.
+_FILE_HOST = re.compile(r"file://(?!/)")
+_ANY_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 class ObjectUrl(NamedTuple):
@@ -41,11 +44,23 @@ def url_in(name: str | os.PathLike[str]) -> str:
     A URL that went through `Path` has lost a slash, which is put back.
     """
     text = os.fspath(name)
+    if _FILE_HOST.match(text):  # refused by `parse`
+        return text
     match = _URL.match(text)
     if match is None:
         return ""
     scheme = match[1] or match[2]
     return f"{scheme}://{'/' if scheme == 'file' else ''}{text[match.end() :]}"
+
+
+def require_path_or_url(name: str) -> None:
+    """Do nothing for an ordinary path or a URL that `parse` takes.
+
+    Raises:
+        UsageError: it is a URL of another scheme, or one that `parse` refuses.
+    """
+    if url_in(name) or _ANY_SCHEME.match(name):
+        parse(name)
 
 
 def parse(url: str) -> ObjectUrl:
@@ -73,6 +88,13 @@ def parse(url: str) -> ObjectUrl:
             "credentials don't belong into a URL",
             place=shown,
             remedy="leave them out; the library of the cloud takes them from its environment variables",
+        )
+    if parts.scheme == "file" and parts.netloc:
+        path = f"{'' if parts.netloc == 'localhost' else '/' + parts.netloc}{parts.path}"
+        raise UsageError(
+            f"{parts.netloc!r} stands where a host would, and a folder has none",
+            place=shown,
+            remedy=f"name a folder with three slashes, as file://{path or '/'}",
         )
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
     unknown = sorted(set(options) - _OPTIONS[parts.scheme])

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harvester.errors import UsageError
-from harvester.objects.url import parse, url_in
+from harvester.objects.url import parse, require_path_or_url, url_in
 
 SECRET = "AKIA5ECRETKEY"
 
@@ -59,6 +59,24 @@ def test_credentials_in_a_url_are_refused_and_never_repeated(text: str) -> None:
 def test_a_url_without_a_place_is_refused(text: str) -> None:
     with pytest.raises(UsageError):
         parse(text)
+
+
+@pytest.mark.parametrize("host", ["", "localhost/"])
+def test_a_host_in_a_file_url_is_refused_with_the_url_that_was_meant(host: str) -> None:
+    with pytest.raises(UsageError) as raised:
+        parse(f"file://{host}tmp/x")
+    assert raised.value.remedy.endswith("as file:///tmp/x")
+
+
+@pytest.mark.parametrize("text", ["ftp://x/y", "s3://", "s3://?region=x", "S3://bucket/x", "file://tmp/x"])
+def test_what_looks_like_a_url_and_is_none_is_no_path(text: str) -> None:
+    with pytest.raises(UsageError):
+        require_path_or_url(text)
+
+
+@pytest.mark.parametrize("text", ["store", "/a/b", "../x", "a:b/c", "file:///tmp/x", "s3://bucket/x"])
+def test_paths_and_urls_are_places(text: str) -> None:
+    require_path_or_url(text)
 
 
 @settings(max_examples=60)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -252,6 +253,40 @@ def test_another_store_is_not_replaced(store: Path, there: Path, tmp_path: Path)
     assert len(rows(local_store(url))) == 21
     publish_store(other, url, PublishOptions(replace=True))
     assert len(rows(local_store(url))) == 2
+
+
+@pytest.mark.parametrize("moment", ["before_manifest", "after_upload"])
+def test_a_store_published_there_at_the_same_time_is_not_replaced(
+    store: Path, there: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """Let another store appear there when all was checked, or between writing and reading back."""
+    url, elsewhere = f"file://{there}", f"file://{tmp_path / 'elsewhere'}"
+    other = make_store(tmp_path / "other" / "store", range(50, 52), run_id="run-9")
+    publish_store(other, elsewhere)
+    appeared = []
+
+    def appear(point: str) -> None:
+        manifest = there / "publication.json"
+        is_written = point == "publish.after_upload" and manifest.exists()
+        if not appeared and (is_written or point == f"publish.{moment}" == "publish.before_manifest"):
+            appeared.append(point)
+            shutil.copytree(tmp_path / "elsewhere", there, dirs_exist_ok=True)
+
+    monkeypatch.setattr(f"harvester.objects.{WHERE[moment]}.reach", appear)
+    with pytest.raises(ConfigError, match="another store"):
+        publish_store(store, url)
+    assert appeared == [f"publish.{moment}"]
+    assert len(rows(local_store(url))) == 2
+    publish_store(store, url, PublishOptions(replace=True))
+    assert rows(local_store(url)) == rows(store)
+
+
+WHERE = {"before_manifest": "publisher", "after_upload": "transfer"}
+
+
+def test_a_place_where_no_folder_can_be_made_is_named(store: Path) -> None:
+    with pytest.raises(RemoteStoreError, match="can't be written"):
+        publish_store(store, "file:///proc/x")
 
 
 def test_superseded_objects_are_deleted_only_on_request_and_only_own_ones(store: Path, there: Path) -> None:
