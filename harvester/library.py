@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack
 
 from harvester.config.number_limits import MAX_EXACT_INT, MAX_USD, YEAR_S
 from harvester.errors import UsageError
-from harvester.objects.url import url_in
+from harvester.objects.url import require_local, url_in
 from harvester.store import paths
 from harvester.system.background import Running, StopRequests
 from harvester.system.known_options import with_known_options
@@ -483,12 +483,7 @@ def folder_of_run(path: Path) -> Path:
     Raises:
         UsageError: nothing is at `path`, or the store of a harvest.toml does not exist.
     """
-    if url := url_in(path):
-        raise UsageError(
-            "this needs a store on this machine",
-            place=url.split("?")[0],
-            remedy="`harvester fetch URL FOLDER` downloads what was published",
-        )
+    require_local(path)
     if not path.exists():
         raise UsageError("no such folder", place=str(path), remedy=_STORE_REMEDY)
     config_file = path if path.suffix == ".toml" else path / "harvest.toml"

@@ -72,7 +72,9 @@ def _root(version: bool = version_option("trainer", typer.echo)) -> None:
 def init(
     folder: Path = typer.Argument(..., metavar="FOLDER", help="Folder to create.", show_default=False),
     base: Path | None = typer.Option(None, help="Folder of the student; default: base in FOLDER."),
-    corpus: Path | None = typer.Option(None, help="Folder of the corpus; default: store in FOLDER."),
+    corpus: str | None = typer.Option(
+        None, metavar="PATH", help="Folder or URL of the corpus; default: store in FOLDER."
+    ),
     as_json: bool = AS_JSON,
 ) -> None:
     """Write a folder that `trainer distil` runs at once, offline; with --corpus a train.toml alone.
@@ -81,10 +83,12 @@ def init(
     """
     import shlex
 
+    from harvester.objects.url import url_in
     from trainer.starter import write_starter
 
     written = write_starter(folder, base, corpus)
-    for option, path_given, holds in (("--base", base, "the student"), ("--corpus", corpus, "the corpus")):
+    here = None if corpus is None or url_in(corpus) else Path(corpus)
+    for option, path_given, holds in (("--base", base, "the student"), ("--corpus", here, "the corpus")):
         if path_given is not None and not path_given.exists():
             print_message(f"note: {option} {path_given} does not exist yet; put {holds} there before `plan`")
     command, file = ("distil", "distil.toml") if corpus is None else ("plan", "train.toml")
@@ -565,7 +569,9 @@ def trace(
     row: str | None = typer.Argument(
         None, metavar="ROW", help="Prompt id, or the start of a key; none: check everything."
     ),
-    corpus: Path | None = typer.Option(None, help="The corpus; needed to trace a row."),
+    corpus: str | None = typer.Option(
+        None, metavar="PATH", help="Folder or URL of the corpus; needed to trace a row."
+    ),
     as_json: bool = AS_JSON,
 ) -> None:
     """Trace a learned row back to its request, teacher and terms, or verify the whole hash tree.
@@ -575,13 +581,18 @@ def trace(
     from trainer.errors import ConfigError, FindingsError
     from trainer.provenance import fingerprint
 
+    learned = None
+    if corpus is not None:
+        from harvester.store.published import local_store
+
+        learned = local_store(corpus)
     if row is not None:
-        if corpus is None:
+        if learned is None:
             raise ConfigError("tracing a row needs the corpus", place=row, remedy="name it with --corpus")
-        origin = fingerprint.trace(adapter, row, corpus)
+        origin = fingerprint.trace(adapter, row, learned)
         print_result(origin, [f"{name:<15} {value}" for name, value in origin.items()], as_json=as_json)
         return
-    findings = fingerprint.verify(adapter, corpus)
+    findings = fingerprint.verify(adapter, learned)
     tree, leaves = fingerprint.read(adapter)
     lines = [
         f"{len(leaves):,} learned rows, root {tree['root']}",

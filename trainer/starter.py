@@ -9,6 +9,7 @@ import socket
 from importlib.resources import files
 from pathlib import Path
 
+from harvester.objects.url import require_path_or_url, url_in
 from trainer.errors import ConfigError
 
 TRAIN_TOML = """\
@@ -107,19 +108,22 @@ harvest.toml (and no `mock_teacher` in distil.toml), your student in train.toml.
 """
 
 
-def write_starter(folder: Path, base: Path | None = None, corpus: Path | None = None) -> list[Path]:
+def write_starter(folder: Path, base: Path | None = None, corpus: str | Path | None = None) -> list[Path]:
     """Write a folder for `trainer distil`, or `train.toml` alone for a corpus that exists.
 
     Args:
         base: folder of the student; None: `base` beside the file, copied there unless a corpus is named.
-        corpus: folder of the corpus; None: it will be harvested.
+        corpus: folder of the corpus, or the URL of a published one; None: it will be harvested.
 
     Returns:
         The files that were written.
 
     Raises:
         ConfigError: one of the files exists already, or can't be written.
+        UsageError: the corpus is a URL that can't be used.
     """
+    if corpus is not None:
+        require_path_or_url(os.fspath(corpus))
     is_tiny = base is None and corpus is None
     schedule = TINY_SCHEDULE if is_tiny else SCHEDULE
     learned = _relative(corpus, folder, "store" if corpus is not None else "curated")
@@ -168,7 +172,9 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _relative(path: Path | None, folder: Path, default: str) -> str:
-    """Return a path as a TOML string, relative to the folder that holds train.toml."""
-    text = default if path is None else os.path.relpath(path.resolve(), folder.resolve())
+def _relative(path: str | Path | None, folder: Path, default: str) -> str:
+    """Return a path as a TOML string, relative to the folder that holds train.toml; a URL as it is."""
+    text = default
+    if path is not None:
+        text = url_in(path) or os.path.relpath(Path(path).resolve(), folder.resolve())
     return json.dumps(text, ensure_ascii=False)  # a JSON string is a TOML string

@@ -20,6 +20,7 @@ import typer
 
 from harvester.errors import StoreError
 from harvester.library import folder_of_run, readable_store, store_folder
+from harvester.objects.url import require_path_or_url
 from harvester.observe.metrics import PROGRESS_FIELDS
 from harvester.system.displays import can_draw
 from harvester.system.safe_text import one_line
@@ -35,11 +36,18 @@ Status = Mapping[str, Any]
 JSON = typer.Option(False, "--json", help="Print the result as one line of JSON.")
 
 
+def _path_or_url(name: str) -> Path:
+    """Return a path; a URL is checked before, for `Path` takes a slash away from it."""
+    require_path_or_url(name)
+    return Path(name)
+
+
 def _store_argument(callback: Callable[[Path], Path]) -> Any:
     return typer.Argument(
         ...,
         metavar="STORE",
         help="Folder of the store, or the harvest.toml that names it.",
+        parser=_path_or_url,
         callback=callback,
         show_default=False,
     )

@@ -50,6 +50,7 @@ from harvester.config.run_section import (
 )
 from harvester.errors import ConfigError, UsageError
 from harvester.objects.url import parse as parse_object_url
+from harvester.objects.url import require_local
 from harvester.similarity.duplicates import DEFAULT_THRESHOLD, LEAST_THRESHOLD
 from harvester.similarity.settings import DecontaminateSection
 from harvester.system.hosts import check_plain_http, check_url
@@ -474,6 +475,16 @@ class StoreSection(FrozenModel):
     mirror: str = ""
     shard_mib: float = Field(default=64, gt=0, le=MAX_MIB)
     min_free_mib: float = Field(default=256, ge=0, le=MAX_MIB)
+
+    @field_validator("read_also")
+    @classmethod
+    def _others_are_here(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            try:
+                require_local(name)
+            except UsageError as error:  # its place is the URL, which may hold a secret
+                raise ValueError(f"{error.message}; {error.remedy}") from None
+        return value
 
     @field_validator("mirror")
     @classmethod

@@ -53,6 +53,21 @@ def url_in(name: str | os.PathLike[str]) -> str:
     return f"{scheme}://{'/' if scheme == 'file' else ''}{text[match.end() :]}"
 
 
+def require_local(name: str | os.PathLike[str]) -> None:
+    """Do nothing for an ordinary path.
+
+    Raises:
+        UsageError: it is a URL.
+    """
+    text = os.fspath(name)
+    if (url := url_in(name)) or _ANY_SCHEME.match(text):
+        raise UsageError(
+            "this needs a store on this machine",
+            place=(url or text).split("?")[0].rsplit("@", 1)[-1],
+            remedy="`harvester fetch URL FOLDER` downloads what was published",
+        )
+
+
 def require_path_or_url(name: str) -> None:
     """Do nothing for an ordinary path or a URL that `parse` takes.
 

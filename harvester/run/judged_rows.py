@@ -12,7 +12,7 @@ import orjson
 
 from harvester.config.judge_section import JudgeSection
 from harvester.errors import ConfigError
-from harvester.objects.url import url_in
+from harvester.objects.url import require_path_or_url, url_in
 from harvester.prompts.formats import MAX_LINE_BYTES
 from harvester.store.published import local_store
 from harvester.store.reader import Corpus, holds_answers
@@ -70,6 +70,7 @@ def rows_of(section: JudgeSection, root: Path) -> Iterator[JudgedRow]:
     if section.pairs is not None:
         return _pairs(root / section.pairs)
     assert section.corpus is not None
+    require_path_or_url(section.corpus)
     others = None if section.against is None else _answers(root / section.against)
     folder = local_store(section.corpus) if url_in(section.corpus) else root / section.corpus
     return _answers_of_corpus(_opened(folder, "judge.corpus"), others)

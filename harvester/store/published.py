@@ -26,7 +26,7 @@ from harvester.objects.cache import cache_folder, fetched, forget
 from harvester.objects.location import Location
 from harvester.objects.publication import MANIFEST_NAME, Publication, PublishedObject, PublishedShard
 from harvester.objects.transfer import read_publication
-from harvester.objects.url import url_in
+from harvester.objects.url import require_path_or_url, url_in
 from harvester.store import paths
 from harvester.store.journal import sqlite
 from harvester.store.journal.copies import insert_row
@@ -49,6 +49,7 @@ def local_store(store: str | os.PathLike[str]) -> Path:
         StoreCorrupt, StoreFormatError: an object or the manifest is not what was published.
         UsageError: the URL can't be used. StoreError: the cache can't be written.
     """
+    require_path_or_url(os.fspath(store))
     url = url_in(store)
     return _newest(url) if url else Path(store)
 

@@ -185,7 +185,7 @@ def read_toml(path: Path, missing: str) -> TomlFile:
         raise ConfigError(
             f"not readable as TOML: {error}",
             place=f"{path}:{line[1]}" if line else str(path),
-            remedy="text stands in quotes, a table's name in [brackets], one `key = value` a line",
+            remedy=_remedy_for(str(error)),
         ) from None
     except UnicodeDecodeError as error:
         raise ConfigError(
@@ -205,6 +205,14 @@ def read_toml(path: Path, missing: str) -> TomlFile:
         raise ConfigError(
             "not readable as TOML: a number of thousands of digits, or nested too deep", place=str(path)
         ) from None
+
+
+def _remedy_for(message: str) -> str:
+    """Return what to do about an error of `tomllib`; a table that stands twice is named."""
+    if twice := re.match(r"Cannot declare \((.*?),?\) twice", message):
+        table = ".".join(re.findall(r"'([^']*)'", twice[1]))
+        return f"[{table}] stands in the file before this line: change the values there, and remove this one"
+    return "text stands in quotes, a table's name in [brackets], one `key = value` a line"
 
 
 def validate(

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from harvester.errors import UsageError
 from trainer.config import load
 from trainer.errors import ConfigError
+from trainer.starter import write_starter
 
 LEAST = '[student]\nbase = "b"\n[data]\ncorpus = "c"\n'
 
@@ -41,12 +43,32 @@ def test_the_least_file_is_enough_and_paths_start_beside_it(tmp_path):
         (LEAST.replace('"b"', '"b"\nsha256 = "x"'), "student.sha256: must be 64 hexadecimal digits"),
         ("[student]\n", "student.base"),
         ("[student\n", "not readable as TOML"),
+        (LEAST + "[data]\n", "Cannot declare"),
+        (LEAST.replace('"c"', '"ftp://x/y"'), "data.corpus: is no URL of object storage"),
+        (LEAST.replace('"c"', '"s3://"'), "data.corpus: is no URL of object storage"),
+        (LEAST.replace('"c"', '"file://tmp/x"'), "file:///tmp/x"),
     ],
 )
 def test_a_wrong_file_is_refused_with_the_remedy(tmp_path, text, message):
     with pytest.raises(ConfigError, match=message.replace("[", r"\[")) as caught:
         load(written(tmp_path, text))
     assert "train.toml" in caught.value.place
+
+
+def test_a_table_that_stands_twice_is_named(tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        load(written(tmp_path, LEAST + "[train.x]\n[train.x]\n"))
+    assert caught.value.remedy.startswith("[train.x] stands in the file before this line")
+    assert caught.value.place.endswith("train.toml:6")
+
+
+def test_a_url_of_a_corpus_stays_one_in_a_new_train_toml(tmp_path):
+    for number, corpus in enumerate(("file:///tmp/x", "s3://bucket/x?region=y", Path("s3://bucket/x"))):
+        write_starter(tmp_path / str(number), corpus=corpus)
+        kept = load(tmp_path / str(number) / "train.toml").data.corpus
+        assert kept == str(corpus).replace(":/b", "://b")
+    with pytest.raises(UsageError):
+        write_starter(tmp_path / "other", corpus="ftp://x/y")
 
 
 def test_a_fault_of_several_keys_is_shown_at_the_first_of_them(tmp_path):

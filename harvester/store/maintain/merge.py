@@ -26,6 +26,7 @@ from typing import Any
 import orjson
 
 from harvester.errors import ConfigError, StoreCorrupt, StoreError
+from harvester.objects.url import require_local
 from harvester.store import paths, terms_check
 from harvester.store.journal import sqlite
 from harvester.store.journal.adoptions import require_complete
@@ -113,6 +114,8 @@ def _require_different(stores: Sequence[Path], out: Path) -> None:
     Raises:
         ConfigError: names the argument, and what to do.
     """
+    for path in (*stores, out):
+        require_local(path)
     if len(stores) < 2:
         raise ConfigError("name at least two stores, and OUT", remedy="harvester merge store-*-of-8 store")
     for store in stores:

@@ -50,6 +50,7 @@ def test_a_minimal_file_gets_defaults_and_a_clean_url():
             {"teacher": {"replicas": ["http://example.com/v1"]}},
             "plain http is for private addresses",
         ),
+        ({"store": {"read_also": ["s3://bucket/x"]}}, "this needs a store on this machine"),
         ({"teacher": {"api_key_env": "sk-abcdef"}}, "the NAME of an environment variable"),
         ({"teacher": {"api_key_env": ["ONE", "TWO"]}}, "no key pools"),
         ({"teacher": {"api_keys": ["ONE", "TWO"]}}, "no key pools"),

@@ -371,6 +371,21 @@ def test_a_report_of_a_published_store_is_written_here(store: Path, there: Path,
     assert "harvester fetch" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        (["export", "file://tmp/x", "out"], "file:///tmp/x"),
+        (["report", "ftp://x/y"], "is no URL of object storage"),
+        (["merge", "file:///tmp/x", "s3://bucket/y", "out"], "this needs a store on this machine"),
+    ],
+)
+def test_a_command_says_what_is_wrong_with_a_url(command: list[str], shown: str, tmp_path: Path) -> None:
+    done = run("harvester", command, cwd=tmp_path)
+    assert done.returncode == 2
+    assert shown in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_fetch_gives_a_store_of_ones_own(store: Path, there: Path, tmp_path: Path) -> None:
     url = f"file://{there}"
     publish_store(store, url)

@@ -13,8 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harvester.publish.store import publish_store
+from harvester.store.reader import Corpus
 from harvester.store.shards.schema import LINEAGE_KEY, SCHEMA, Sample, to_table
 from harvester.terms.lineage import Lineage
+from tests.commands import run
+from tests.harvester.publish.published_store import make_store
 from trainer.errors import ConfigError, FindingsError
 from trainer.provenance import fingerprint
 
@@ -90,6 +94,24 @@ def test_a_row_is_traced_to_request_teacher_and_terms(adapter: Path, tmp_path: P
     assert (origin["request_json"], origin["terms_id"]) == ('{"n":7}', "mock-teacher")
     assert origin["lineage"]["teacher_id"] == "t"
     assert fingerprint.trace(adapter, sample(7).key[:12], store) == origin
+
+
+def test_a_row_is_traced_in_a_published_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    store, folder, url = (
+        make_store(tmp_path / "run" / "store", range(3)),
+        tmp_path / "a",
+        f"file://{tmp_path}/r",
+    )
+    folder.mkdir()
+    rows = list(Corpus.open(store).samples())
+    leaves = fingerprint.write_rows(folder, [fingerprint.leaf_of(row) for row in rows])
+    fingerprint.write_tree(folder, leaves, Corpus.open(store).lineages())
+    publish_store(store, url)
+    for row in ([rows[0].prompt_id], []):
+        done = run("trainer", ["trace", folder, *row, "--corpus", url, "--json"])
+        assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["findings"] == []
 
 
 def test_a_flipped_byte_a_lost_row_and_another_adapter_are_named(adapter: Path, tmp_path: Path):
