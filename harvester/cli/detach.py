@@ -1,18 +1,21 @@
 """Start `harvester run` in a process that outlives the terminal (`--detach`).
 
 The process runs in a scope of systemd where a manager answers, else in a session of its own. Its output goes
-to a log beside the store. The starting command shows that log until the run holds the store and has passed
-its first checks; if it ends before, the starting command ends with its message and its exit code.
+to a file without a name, and from its first status on, when it holds the store, to a log beside the store: so
+only one process writes the log. The starting command shows this output until the run has passed its first
+checks; if it ends before, the starting command ends with its message and its exit code.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +28,10 @@ from harvester.system.verb_command import variable_name
 
 # Holds the path of the log in the environment of the detached process, which renames the log when it is full.
 LOG_VARIABLE = "_HARVESTER_LOG"
+
+# Ends the file that the process writes at first, and names the place in the log where it goes on. Messages
+# hold no control characters.
+_GOES_ON = re.compile(rb"\0(\d+)\n")
 
 # At most so many bytes; then the log is renamed to NAME.1, in place of an earlier one.
 MAX_LOG_BYTES = 8 << 20
@@ -95,8 +102,8 @@ def start(words: Sequence[str], store: Path) -> Detached:
     prefix, unit, notes = _scope(store)
     environment = {name: value for name, value in os.environ.items() if name != _DETACH}
     began = time.time()
-    with _opened(log) as file, log.open("rb") as shown:
-        shown.seek(0, os.SEEK_END)  # a file of its own: the place in the other one moves when the run writes
+    with _first_file(log) as file:
+        output = _Output(file, log)
         process = subprocess.Popen(
             [*prefix, sys.executable, "-P", "-m", "harvester", *words],
             stdin=subprocess.DEVNULL,
@@ -107,9 +114,10 @@ def start(words: Sequence[str], store: Path) -> Detached:
         )
         is_interrupted = True
         try:
-            code = _wait_until_it_holds(process, store, began, shown)
+            code = _wait_until_it_holds(process, store, began, output)
             is_interrupted = False
         finally:
+            output.close()
             if is_interrupted:
                 process.terminate()
                 process.wait()
@@ -124,13 +132,16 @@ def start(words: Sequence[str], store: Path) -> Detached:
 _DETACH = variable_name("harvester", "run", "detach")
 
 
-def _opened(log: Path) -> BinaryIO:
+def _first_file(log: Path) -> BinaryIO:
+    """Return a file without a name, for what the run says before it holds the store.
+
+    Raises:
+        StoreError: the log that it writes then can't be written.
+    """
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
-        _rename_if_full(log)
-        return open(  # noqa: PTH123 - the caller closes it
-            os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600), "ab"
-        )
+        os.close(_opened(log))
+        return tempfile.TemporaryFile(dir=log.parent)
     except OSError as error:
         raise StoreError(
             f"the log of the run can't be written: {error.strerror}",
@@ -139,19 +150,23 @@ def _opened(log: Path) -> BinaryIO:
         ) from None
 
 
+def _opened(log: Path) -> int:
+    return os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
+
+
 def _wait_until_it_holds(
-    process: subprocess.Popen[bytes], store: Path, began: float, log: BinaryIO
+    process: subprocess.Popen[bytes], store: Path, began: float, output: _Output
 ) -> int | None:
-    """Show the log until the run has begun; return its exit code if it ended instead."""
+    """Show the output until the run has begun; return its exit code if it ended instead."""
     holds_since: float | None = None
     while True:
         code = process.poll()
         if code is None and _has_begun(store, process.pid, began):
             holds_since = holds_since or time.monotonic()
             if _is_at_work(store) or time.monotonic() - holds_since > FIRST_ANSWER_S:
-                _show(log)
+                output.show()
                 return None
-        _show(log)
+        output.show()
         if code is not None:
             return code
         time.sleep(POLL_S)
@@ -174,18 +189,48 @@ def _is_at_work(store: Path) -> bool:
     )
 
 
-def _show(log: BinaryIO) -> None:
-    """Print what was appended to the log; the rest of a line waits for its end."""
-    place = log.tell()
-    text = log.read()
-    whole = text.rpartition(b"\n")[0]
-    if whole:
-        for line in whole.decode("utf-8", errors="replace").splitlines():
+class _Output:
+    """Prints what a run says: from its first file, and from the log once it goes on there.
+
+    The place in the file is kept here, as that of the file itself moves when the run writes.
+    """
+
+    def __init__(self, first: BinaryIO, log: Path) -> None:
+        self._number = os.dup(first.fileno())
+        self._log = log
+        self._is_first = True
+        self._place = 0
+
+    def show(self) -> None:
+        """Print what was written since; the rest of a line waits for its end."""
+        text = self._rest()
+        if self._is_first and (mark := _GOES_ON.search(text)):
+            self._print(text[: mark.start()])
+            self._place += len(text)
+            self._follow_log(int(mark[1]))
+            text = self._rest()
+        whole = text[: text.rfind(b"\n") + 1]
+        self._print(whole)
+        self._place += len(whole)
+
+    def _follow_log(self, place: int) -> None:
+        with contextlib.suppress(OSError):  # somebody removed it
+            number = os.open(self._log, os.O_RDONLY | os.O_NOFOLLOW)
+            self.close()
+            self._number, self._is_first, self._place = number, False, place
+
+    def _rest(self) -> bytes:
+        return os.pread(self._number, max(0, os.fstat(self._number).st_size - self._place), self._place)
+
+    @staticmethod
+    def _print(text: bytes) -> None:
+        for line in text.decode("utf-8", errors="replace").splitlines():
             sys.stderr.write(f"{line}\n")
         sys.stderr.flush()
-        log.seek(place + len(whole) + 1)
-    else:
-        log.seek(place)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._number)
 
 
 def _scope(store: Path) -> tuple[list[str], str, tuple[str, ...]]:
@@ -242,22 +287,40 @@ def _rename_if_full(log: Path) -> bool:
 
 
 class OwnLog:
-    """The log that stdout and stderr of a detached run go to; it is renamed when it is full."""
+    """The log that stdout and stderr of a detached run go to; it is renamed when it is full.
+
+    Until `bound` is called first they go to the file of `_first_file`, in which the starting command reads.
+    """
 
     def __init__(self) -> None:
         path = os.environ.pop(LOG_VARIABLE, "")  # so that no child takes it for its own
         self._path = Path(path) if path else None
+        self._is_in_first_file = True
 
     def bound(self) -> None:
-        """Begin a new file if this one is full."""
+        """Begin a new file if this one is full, or the first. The run holds the store."""
         if self._path is None:
             return
         with contextlib.suppress(OSError):  # the run goes on with the file that it has
-            if _rename_if_full(self._path):
-                file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
+            if not (_rename_if_full(self._path) or self._is_in_first_file):
+                return
+            file = _opened(self._path)
+            try:
+                if self._is_in_first_file:
+                    _copy_first_file(file)
+                    self._is_in_first_file = False
                 for number in (1, 2):
                     os.dup2(file, number)
+            finally:
                 os.close(file)
+
+
+def _copy_first_file(log: int) -> None:
+    """Copy what stderr wrote to the log, and tell the starting command where the log goes on."""
+    text = os.pread(2, os.fstat(2).st_size, 0)
+    with open(log, "ab", closefd=False) as file:  # writes all of it, also in parts
+        file.write(text)
+    os.write(2, b"\0%d\n" % os.fstat(log).st_size)
 
 
 def words_of(context: Any) -> list[str]:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -60,6 +61,7 @@ def test_a_detached_run_goes_on_and_attach_ends_as_it_does(mock_teacher: Mock, t
         second = harvester("run", config, "--detach", **NO_SYSTEMD)
         assert (second.returncode, second.stdout) == (75, "")
         assert f"error[locked]: held by pid {facts['pid']}" in second.stderr
+        assert "error" not in (tmp_path / "store.log").read_text()  # which is the first one's
         follower = commands.Command("harvester", ["attach", tmp_path, "--json"])
         assert follower.stdout is not None
         assert json.loads(follower.stdout.readline())["state"] == "running"
@@ -75,6 +77,33 @@ def test_a_detached_run_goes_on_and_attach_ends_as_it_does(mock_teacher: Mock, t
     assert ended.returncode == 10
     assert "exit code 10" in ended.stdout
     assert str(tmp_path / "store.log") in ended.stdout
+
+
+@pytest.mark.slow
+def test_of_two_that_start_at_once_each_shows_what_its_own_run_says(
+    mock_teacher: Mock, tmp_path: Path
+) -> None:
+    mock = mock_teacher(accuracy=1.0, latency_s=2.0)  # the one that holds the store is watched that long
+    config = write_folder(tmp_path, mock.base_url, 5)
+    store, log = tmp_path / "store", tmp_path / "store.log"
+    log.write_text("of an earlier run\n")
+    starting = [
+        commands.Command("harvester", ["run", config, "--detach", "--json"], environment=NO_SYSTEMD)
+        for _ in range(2)
+    ]
+    said = {each: each.communicate(timeout=60) for each in starting}
+    until(lambda: not is_held(store))
+    (winner,) = [each for each in starting if each.returncode == 0]
+    (loser,) = [each for each in starting if each.returncode == 75]
+    pid = json.loads(said[winner][0])["pid"]
+    assert f"error[locked]: held by pid {pid}" in said[loser][1]
+    text = log.read_text()
+    assert "error" not in text
+    assert text.startswith("of an earlier run\n")
+    shown = said[winner][1]
+    assert shown.startswith("teacher mock-teacher at")
+    assert text.partition("\n")[2].startswith(shown)
+    assert sorted(path.name for path in tmp_path.glob("*.log*")) == ["store.log"]
 
 
 @pytest.mark.slow
@@ -145,7 +174,7 @@ def test_the_log_of_a_detached_run_is_bounded(tmp_path: Path, monkeypatch: pytes
         "own = detach.OwnLog()\nassert detach.LOG_VARIABLE not in os.environ\n"
         "for number in range(300):\n    own.bound()\n    print('line', number, flush=True)\n"
     )
-    with log.open("ab") as file:
+    with tempfile.TemporaryFile() as file:
         subprocess.run([sys.executable, "-c", script], stdout=file, stderr=file, check=True)
     assert log.stat().st_size <= 1020
     assert (tmp_path / "store.log.1").stat().st_size <= 1020
