@@ -169,10 +169,10 @@ class Running(Generic[Event, Result]):
         """Ask the work to end, unless that was asked for, and wait for it; Ctrl-C asks once more."""
         self._requests.ask_once()
         try:
-            self._thread.join()
+            self._wait(None)  # Thread.join takes a thread for ended after Ctrl-C, in Python 3.11
         except KeyboardInterrupt:
             self.stop()
-            self._thread.join()
+            self._wait(None)
 
     def _wait(self, timeout_s: float | None) -> None:
         with self._changed:

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ import pytest
 import harvester
 from harvester.errors import ConfigError, HarvesterError, StoreError, UsageError
 from harvester.mock_teacher.running import RunningMock
-from harvester.observe.status import current_status
+from harvester.observe.status import current_status, read_status
 from harvester.store.reader import Corpus
 from harvester.store.shards.seal import seal
 from harvester.store.where import Where
@@ -153,6 +154,13 @@ def test_what_a_callback_raises_ends_the_run_and_reaches_the_caller(
 EIGHT_AT_ONCE = "[teacher.limits]\nmax_concurrency = 8"
 
 
+def until(claim: Callable[[], bool]) -> None:
+    limit = time.monotonic() + 30
+    while not claim():
+        assert time.monotonic() < limit
+        time.sleep(0.05)
+
+
 def assert_drained(store: Path, mock: RunningMock) -> None:
     """What was on the wire has arrived and is stored."""
     stored = Corpus.open(store).count()
@@ -204,6 +212,34 @@ def test_a_program_that_fails_elsewhere_loses_no_request_in_flight(
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == "ZeroDivisionError"
     assert_drained(tmp_path / "store", mock)
+
+
+LEAVING_PROGRAM = """
+import sys, time
+from pathlib import Path
+import harvester
+from harvester.observe.status import read_status
+
+running = harvester.start(sys.argv[1])
+store = Path(sys.argv[1]).parent / "store"
+while not read_status(store).get("in_flight"):
+    time.sleep(0.05)
+"""
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_the_wait_of_a_program_that_ends(mock_teacher: Mock, tmp_path: Path) -> None:
+    mock = mock_teacher(latency_s=60.0)
+    config = write_folder(tmp_path, mock.base_url, 200, teacher=EIGHT_AT_ONCE)
+    command = [sys.executable, "-c", LEAVING_PROGRAM, str(config)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as program:
+        until(lambda: read_status(tmp_path / "store").get("state") == "draining")
+        program.send_signal(signal.SIGINT)
+        _, said = program.communicate(timeout=50)
+    assert said == ""
+    status = current_status(tmp_path / "store")
+    assert status["state"] == "aborted"  # not "died"
+    assert status["possibly_billed"] >= max(1, mock.state()["received"])
 
 
 @pytest.mark.parametrize(
