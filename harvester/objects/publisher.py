@@ -128,6 +128,7 @@ def publish(
             location,
             publication.model_copy(update={"superseded": superseded}),
             lambda there: _require_expected(location, before, there, publication, options),
+            is_first=now is None,
         )
         reach("publish.after_manifest")
     deleted = 0

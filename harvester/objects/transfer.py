@@ -140,12 +140,12 @@ def upload(location: Location, source: ObjectContent) -> Seen:
     )
 
 
-def _write(location: Location, name: str, chunks: Iterator[bytes]) -> None:
+def _write(location: Location, name: str, chunks: Iterator[bytes], *, must_be_new: bool = False) -> None:
     path = location.path(name)
     with translating(f"{location.url}/{name}"):
         if location.is_local:
             try:
-                _write_file(Path(path), chunks)
+                _write_file(Path(path), chunks, must_be_new=must_be_new)
             except FileNotFoundError:  # no folder can be made there, as below /proc
                 raise RemoteStoreError(
                     "the place can't be written: no folder can be made there",
@@ -159,14 +159,25 @@ def _write(location: Location, name: str, chunks: Iterator[bytes]) -> None:
                 reach("publish.amid_upload")
 
 
-def _write_file(path: Path, chunks: Iterator[bytes]) -> None:
-    """Write a file under a hidden name and rename it: object storage shows no half objects either."""
+def _write_file(path: Path, chunks: Iterator[bytes], *, must_be_new: bool = False) -> None:
+    """Write a file under a hidden name and rename it: object storage shows no half objects either.
+
+    Args:
+        must_be_new: leave a file that is there already.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     hidden = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with hidden.open("wb") as file:
         for chunk in chunks:
             file.write(chunk)
             reach("publish.amid_upload")
+    if must_be_new:
+        # Without hard links on that file system it is renamed all the same.
+        with contextlib.suppress(OSError):
+            with contextlib.suppress(FileExistsError):
+                path.hardlink_to(hidden)
+            hidden.unlink()
+            return
     hidden.replace(path)
 
 
@@ -237,21 +248,27 @@ def read_publication(location: Location, *, absent_is_none: bool = False) -> Pub
 
 
 def write_publication(
-    location: Location, publication: Publication, require_ours: Callable[[Publication], None]
+    location: Location,
+    publication: Publication,
+    require_ours: Callable[[Publication], None],
+    *,
+    is_first: bool,
 ) -> None:
     """Write the manifest and read it back.
 
     Args:
         require_ours: is called with the manifest that is read back where it is another one, and raises
             where that is not of the same store: another publication wrote it at the same time.
+        is_first: no manifest is there. In a folder, one that appears is not replaced before it was compared;
+            object storage has no such write here.
 
     Raises:
         RemoteStoreError: it can't be written, or is not what was written.
     """
     content = publication.to_bytes()
     written = (hashlib.sha256(content).hexdigest(), len(content))
-    for _ in range(_TRIES):
-        _write(location, MANIFEST_NAME, iter((content,)))
+    for number in range(_TRIES):
+        _write(location, MANIFEST_NAME, iter((content,)), must_be_new=is_first and number == 0)
         reach("publish.after_upload")
         if sha256_there(location, MANIFEST_NAME) == written:
             return

@@ -255,33 +255,33 @@ def test_another_store_is_not_replaced(store: Path, there: Path, tmp_path: Path)
     assert len(rows(local_store(url))) == 2
 
 
-@pytest.mark.parametrize("moment", ["before_manifest", "after_upload"])
+@pytest.mark.parametrize(
+    ("module", "point"),
+    [("publisher", "before_manifest"), ("transfer", "amid_upload"), ("transfer", "after_upload")],
+)
 def test_a_store_published_there_at_the_same_time_is_not_replaced(
-    store: Path, there: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+    store: Path, there: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, point: str
 ) -> None:
-    """Let another store appear there when all was checked, or between writing and reading back."""
-    url, elsewhere = f"file://{there}", f"file://{tmp_path / 'elsewhere'}"
+    """Let another store appear before the last look, before the manifest's rename, and after it."""
+    url, elsewhere = f"file://{there}", tmp_path / "elsewhere"
     other = make_store(tmp_path / "other" / "store", range(50, 52), run_id="run-9")
-    publish_store(other, elsewhere)
+    publish_store(other, f"file://{elsewhere}")
     appeared = []
 
-    def appear(point: str) -> None:
-        manifest = there / "publication.json"
-        is_written = point == "publish.after_upload" and manifest.exists()
-        if not appeared and (is_written or point == f"publish.{moment}" == "publish.before_manifest"):
-            appeared.append(point)
-            shutil.copytree(tmp_path / "elsewhere", there, dirs_exist_ok=True)
+    def appear(reached: str) -> None:
+        is_manifest = module == "publisher" or any(there.glob("*publication.json*"))
+        if not appeared and is_manifest and reached == f"publish.{point}":
+            appeared.append(reached)
+            shutil.copytree(elsewhere, there, dirs_exist_ok=True)
 
-    monkeypatch.setattr(f"harvester.objects.{WHERE[moment]}.reach", appear)
+    monkeypatch.setattr(f"harvester.objects.{module}.reach", appear)
     with pytest.raises(ConfigError, match="another store"):
         publish_store(store, url)
-    assert appeared == [f"publish.{moment}"]
+    assert appeared == [f"publish.{point}"]
     assert len(rows(local_store(url))) == 2
+    assert not [name for name in names_in(there) if name.endswith(".tmp")]
     publish_store(store, url, PublishOptions(replace=True))
     assert rows(local_store(url)) == rows(store)
-
-
-WHERE = {"before_manifest": "publisher", "after_upload": "transfer"}
 
 
 def test_a_place_where_no_folder_can_be_made_is_named(store: Path) -> None:
