@@ -62,7 +62,7 @@ fuzz: $(STAMP)  ## a million mutated answers, streams, headers and prompts: an h
 bench-trainer: $(STAMP)  ## compare the trainer with TRL 1.16 on the CPU; creates an environment for TRL once
 	$(BIN)/python benchmarks/trainer_vs_trl.py
 
-quality: $(STAMP)  ## distil small neural teachers by every method (E0 to E13): about 15 minutes on two idle cores, cached
+quality: $(STAMP)  ## distil small neural teachers by every method (E0 to E13): about 19 minutes on two cores, cached
 	$(BIN)/python -m benchmarks.quality
 
 quality-smoke: $(STAMP)  ## a few small students of `make quality`, in half a minute; the slow tests run it, too
