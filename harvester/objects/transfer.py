@@ -33,6 +33,9 @@ _CHUNK = 8 * 1024 * 1024
 # How often an object is uploaded before it counts as one that can't be.
 _TRIES = 2
 
+# Readings of a manifest, at most, until two in a row are equal.
+MANIFEST_READS = 10
+
 
 @dataclass(frozen=True, slots=True)
 class Seen:
@@ -239,12 +242,22 @@ def read_publication(location: Location, *, absent_is_none: bool = False) -> Pub
             remedy="name the URL that `harvester publish STORE URL` was given; before its manifest is "
             "written, a publication is not there",
         )
+    content = _manifest_bytes(location, place)
+    for _ in range(MANIFEST_READS):
+        # One that is replaced while it is read may be a mixture of both.
+        previous, content = content, _manifest_bytes(location, place)
+        if content == previous:
+            break
+    return parse_publication(content, place)
+
+
+def _manifest_bytes(location: Location, place: str) -> bytes:
     content = bytearray()
     for chunk in _read(location, MANIFEST_NAME):
         content += chunk
         if len(content) > MAX_MANIFEST_BYTES:
             raise StoreCorrupt("the manifest is too large", place=place)
-    return parse_publication(bytes(content), place)
+    return bytes(content)
 
 
 def write_publication(
