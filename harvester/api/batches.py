@@ -22,7 +22,7 @@ import orjson
 from harvester.api.error_body import RAW_KEPT_BYTES, classify, describe, error_inside, excerpt
 from harvester.api.redaction import Redactor
 from harvester.api.types import Request
-from harvester.config.config import BatchApiSection, TeacherSection
+from harvester.config.teacher_section import BatchApiSection, TeacherSection
 from harvester.errors import BrokenAnswer, TeacherError, TeacherUnavailable
 from harvester.system.extras import require
 from harvester.system.version import __version__

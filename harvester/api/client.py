@@ -40,8 +40,8 @@ from harvester.api.max_tokens import positive_max_tokens_of
 from harvester.api.redaction import Redactor
 from harvester.api.scoring.ways import url_of
 from harvester.api.types import RawAnswer, Request
-from harvester.config.config import TeacherSection
 from harvester.config.run_section import BASE_DEADLINE_S, RunSection
+from harvester.config.teacher_section import TeacherSection
 from harvester.errors import (
     AttemptTimeout,
     BrokenAnswer,

@@ -12,7 +12,7 @@ from dataclasses import replace
 from harvester.api.request_builder import cost_microusd
 from harvester.api.scoring.ways import way_of
 from harvester.api.types import Request
-from harvester.config.config import PriceSection
+from harvester.config.teacher_section import PriceSection
 
 
 def may_join(first: Request, other: Request) -> bool:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from harvester.api.request_builder import exact_microusd
 from harvester.api.types import Completion, Request
 from harvester.api.usage import apportion
-from harvester.config.config import PriceSection
+from harvester.config.teacher_section import PriceSection
 from harvester.errors import (
     AttemptTimeout,
     ConnectionBroken,

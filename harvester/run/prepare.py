@@ -18,9 +18,10 @@ from harvester.api.types import UNKNOWN_MODEL
 from harvester.config import config as settings
 from harvester.config import dotenv, provider_presets
 from harvester.config import schedule as hours
-from harvester.config.config import BatchApiSection, HarvestConfig
+from harvester.config.config import HarvestConfig
 from harvester.config.overrides import Overrides
 from harvester.config.schedule import OpeningHours
+from harvester.config.teacher_section import BatchApiSection, api_key
 from harvester.config.transport import Transport
 from harvester.errors import ConfigError, NoPrompts, PromptError, StoreError
 from harvester.observe.counters import OTHER_MODELS, PassLimits
@@ -143,7 +144,7 @@ def prepare(path: Path, flags: Overrides | None = None) -> Prepared:
         rows_total=prompts.rows,
         input_tokens=prompts.input_tokens,
         verdict=verdict,
-        key=settings.api_key(config.teacher, dotenv.variables(root)),
+        key=api_key(config.teacher, dotenv.variables(root)),
         bad=prompts.bad,
         warnings=prompts.warnings,
         digest=prompts.digest,
@@ -436,7 +437,7 @@ def look_ahead(path: Path, flags: Overrides | None = None) -> Plan:
 def _key_note(config: HarvestConfig, root: Path) -> str:
     """Why a run would find no usable API key; "" if it would find one or needs none."""
     try:
-        settings.api_key(config.teacher, dotenv.variables(root))
+        api_key(config.teacher, dotenv.variables(root))
     except ConfigError as error:
         return str(error)
     return ""

@@ -13,10 +13,11 @@ from dataclasses import replace
 from typing import Any
 
 from harvester.api.max_tokens import positive_max_tokens_of
-from harvester.config.config import HarvestConfig, LimitsSection, RateLimitsSection, ReplicaSection
+from harvester.config.config import HarvestConfig
 from harvester.config.overrides import Overrides
 from harvester.config.run_section import CeilingSection
 from harvester.config.shard import Shard
+from harvester.config.teacher_section import LimitsSection, RateLimitsSection, ReplicaSection
 from harvester.errors import ConfigError
 
 # Tables of [budget] that hold a ceiling each, beside the one of a run at its top.

@@ -11,7 +11,7 @@ from harvester.api.choices import Choices
 from harvester.api.error_body import describe
 from harvester.api.joining import joined
 from harvester.api.types import Request
-from harvester.config.config import PriceSection
+from harvester.config.teacher_section import PriceSection
 from harvester.errors import (
     BrokenAnswer,
     Ending,

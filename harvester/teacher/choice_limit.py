@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 
 from harvester.api.error_body import excerpt
-from harvester.config.config import TeacherSection
+from harvester.config.teacher_section import TeacherSection
 from harvester.errors import RateLimited, TeacherError
 from harvester.store.journal.checksums import updating_checksum
 from harvester.store.journal.journal import Journal

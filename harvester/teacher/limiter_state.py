@@ -16,7 +16,7 @@ from typing import Any
 
 import orjson
 
-from harvester.config.config import TeacherSection
+from harvester.config.teacher_section import TeacherSection
 from harvester.store.journal.checksums import updating_checksum
 from harvester.store.journal.journal import Journal
 from harvester.store.journal.writer import AsyncWriter

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from harvester.config.config import RateLimitsSection
+from harvester.config.teacher_section import RateLimitsSection
 
 SECOND_S = 1.0
 MINUTE_S = 60.0

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from harvester.config.budget_spans import BudgetSpan
-from harvester.config.config import HarvestConfig, PriceSection
+from harvester.config.config import HarvestConfig
+from harvester.config.teacher_section import PriceSection
 from harvester.errors import ConfigError
 from harvester.observe.counters import PassLimits
 from harvester.system import open_files

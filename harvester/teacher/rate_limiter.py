@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from harvester.api.error_body import retry_after_s
-from harvester.config.config import LimitsSection, RateLimitsSection
+from harvester.config.teacher_section import LimitsSection, RateLimitsSection
 from harvester.teacher.departures import Departures
 from harvester.teacher.learned_burst import FIRST_BURST_S, LearnedBurst
 from harvester.teacher.learned_rate import ENOUGH_REFUSALS, LEAST_UNRELATED, LearnedRate, Lesson

@@ -10,9 +10,8 @@ from pathlib import Path
 import orjson
 
 from harvester.api.batches import BatchClient
-from harvester.config import config as settings
 from harvester.config import dotenv
-from harvester.config.config import TeacherSection
+from harvester.config.teacher_section import TeacherSection, api_key
 from harvester.errors import TeacherError
 from harvester.store.journal.batches import BatchState, StoredBatch, change_batch, waiting_batches
 from harvester.store.journal.journal import Journal
@@ -42,7 +41,7 @@ def _cancel(journal: Journal, batch: StoredBatch, config_json: str, store: Path)
     if not stored:
         return f"batch {name}: the configuration of its run is not known"
     teacher = TeacherSection.model_validate(stored)
-    key = settings.api_key(teacher, dotenv.variables(store.resolve().parent))
+    key = api_key(teacher, dotenv.variables(store.resolve().parent))
     change_batch(journal, batch, cancel=True)
 
     async def call() -> str:

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from harvester.api.batches import BatchClient
-from harvester.config.config import BatchApiSection, HarvestConfig, PriceSection
+from harvester.config.config import HarvestConfig
+from harvester.config.teacher_section import BatchApiSection, PriceSection
 from harvester.errors import HarvesterError
 from harvester.run.endings import PassEnding
 from harvester.run.in_flight import InFlight

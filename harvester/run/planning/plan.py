@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from harvester.api.joining import may_join
 from harvester.api.request_builder import cost_microusd, requests
 from harvester.config.budget_spans import BudgetSpan
-from harvester.config.config import HarvestConfig, PriceSection
+from harvester.config.config import HarvestConfig
+from harvester.config.teacher_section import PriceSection
 from harvester.config.transport import Transport
 from harvester.observe.counters import PassLimits
 from harvester.prompts.screen import SkippedPrompts

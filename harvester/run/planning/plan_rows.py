@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from harvester.api.request_builder import cost_microusd
 from harvester.api.types import Request
-from harvester.config.config import HarvestConfig, PriceSection
+from harvester.config.config import HarvestConfig
+from harvester.config.teacher_section import PriceSection
 
 # The lower end of the cost range assumes answers of a tenth of max_tokens. The upper end can't be exceeded.
 SHORT_ANSWER_SHARE = 0.1

@@ -25,7 +25,7 @@ import pyarrow as pa
 
 from harvester.api.request_key import request_key
 from harvester.api.scoring.ways import endpoint_in_key
-from harvester.config.config import TEACHER_NAME
+from harvester.config.teacher_section import TEACHER_NAME
 from harvester.errors import ConfigError
 from harvester.store import paths, terms_check
 from harvester.store.journal.adoptions import Adoption, note_adoption, read_adoptions

@@ -11,7 +11,7 @@ import pytest
 
 from harvester.api.batches import BatchClient, ResultLine, Ticket, batch_line, body_of, read_line
 from harvester.api.types import Prompt, Request
-from harvester.config.config import TeacherSection
+from harvester.config.teacher_section import TeacherSection
 from harvester.errors import BrokenAnswer, PromptRejected, RateLimited, TeacherRefused, TeacherUnavailable
 
 

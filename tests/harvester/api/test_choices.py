@@ -16,7 +16,8 @@ from harvester.api.joining import idempotency_key, join, joined, may_join
 from harvester.api.request_builder import RequestBuilder
 from harvester.api.types import Outcome, Prompt, Request
 from harvester.api.usage import apportion
-from harvester.config.config import PriceSection, parse
+from harvester.config.config import parse
+from harvester.config.teacher_section import PriceSection
 from harvester.errors import BrokenAnswer, RateLimited, TeacherError
 
 USAGE = {"prompt_tokens": 10, "completion_tokens": 9, "total_tokens": 19}

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from harvester.api.request_builder import DEFAULT_OUTPUT_TOKENS, cost_microusd, requests
 from harvester.api.types import Prompt, Request
-from harvester.config.config import HarvestConfig, PriceSection
+from harvester.config.config import HarvestConfig
+from harvester.config.teacher_section import PriceSection
 from harvester.errors import PromptError
 
 URL = "http://127.0.0.1:1/v1"

@@ -15,7 +15,8 @@ import pytest
 
 from harvester.cli import explain, init_config
 from harvester.config import dotenv
-from harvester.config.config import HarvestConfig, api_key
+from harvester.config.config import HarvestConfig
+from harvester.config.teacher_section import api_key
 from harvester.errors import ConfigError, UsageError
 from tests.journey.run_process import harvester
 

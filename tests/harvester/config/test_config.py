@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from harvester.cli.init_config import HARVEST_TOML
-from harvester.config import config
+from harvester.config import config, teacher_section
 from harvester.errors import ConfigError
 
 EAST, WEST = timezone(timedelta(hours=14)), timezone(timedelta(hours=-12))
@@ -117,9 +117,9 @@ def test_the_key_is_read_from_the_environment_by_name_only(monkeypatch: pytest.M
     teacher = config.parse(changed(teacher={"api_key_env": "MY_KEY"}), place="x").teacher
     monkeypatch.delenv("MY_KEY", raising=False)
     with pytest.raises(ConfigError, match="MY_KEY is not set"):
-        config.api_key(teacher)
+        teacher_section.api_key(teacher)
     monkeypatch.setenv("MY_KEY", "canary-value")
-    assert config.api_key(teacher) == "canary-value"
+    assert teacher_section.api_key(teacher) == "canary-value"
     assert "canary-value" not in repr(teacher) + teacher.model_dump_json()
 
 
@@ -128,14 +128,14 @@ def test_a_variable_holds_one_plain_key(monkeypatch: pytest.MonkeyPatch, value: 
     teacher = config.parse(changed(teacher={"api_key_env": "MY_KEY"}), place="x").teacher
     monkeypatch.setenv("MY_KEY", value)
     with pytest.raises(ConfigError, match="one credential per teacher") as caught:
-        config.api_key(teacher)
+        teacher_section.api_key(teacher)
     assert value not in str(caught.value)
 
 
 def test_a_key_pasted_where_its_name_belongs_is_not_shown():
     teacher = config.parse(changed(teacher={"api_key_env": "aB3dCanary9xYz"}), place="x").teacher
     with pytest.raises(ConfigError, match="is not set") as caught:
-        config.api_key(teacher)
+        teacher_section.api_key(teacher)
     assert "Canary" not in str(caught.value)
 
 

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from harvester.config.config import LimitsSection
+from harvester.config.teacher_section import LimitsSection
 from harvester.teacher.limits import Charge
 from harvester.teacher.rate_limiter import Limiter, RefusedRow
 from harvester.teacher.sends import Entry

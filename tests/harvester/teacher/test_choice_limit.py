@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from harvester.config.config import TeacherSection
+from harvester.config.teacher_section import TeacherSection
 from harvester.errors import PromptRejected, RateLimited
 from harvester.store.journal.journal import Journal
 from harvester.teacher.choice_limit import ChoiceLimit

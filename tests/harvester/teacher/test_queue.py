@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harvester.config.config import LimitsSection
+from harvester.config.teacher_section import LimitsSection
 from harvester.errors import AttemptTimeout, NotSent, Parked, RateLimited, TeacherError, TeacherUnavailable
 from harvester.teacher.limits import TOKENS_PER_MINUTE, Charge
 from harvester.teacher.queue import EndpointQueue

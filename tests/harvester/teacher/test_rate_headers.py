@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harvester.config.config import LimitsSection
+from harvester.config.teacher_section import LimitsSection
 from harvester.teacher.limits import REQUESTS_PER_MINUTE, Charge
 from harvester.teacher.rate_headers import parse_rate_headers, quota_number, reset_seconds
 from harvester.teacher.rate_limiter import Limiter

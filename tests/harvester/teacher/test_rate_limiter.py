@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harvester.config.config import LimitsSection
+from harvester.config.teacher_section import LimitsSection
 from harvester.teacher.limits import (
     INPUT_TOKENS_PER_MINUTE,
     OUTPUT_TOKENS_PER_MINUTE,

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harvester.api.types import Prompt, Request
-from harvester.config.config import LimitsSection, RateLimitsSection
+from harvester.config.teacher_section import LimitsSection, RateLimitsSection
 from harvester.errors import EndpointDown
 from harvester.run.workers import WorkerPool
 from harvester.teacher.answer_shares import AnswerShares

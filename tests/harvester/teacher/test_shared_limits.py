@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from harvester.config.config import LimitsSection
+from harvester.config.teacher_section import LimitsSection
 from harvester.errors import HarvesterError
 from harvester.mock_teacher.running import RunningMock
 from harvester.observe.status import read_status, status_lines

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from harvester.config.config import LimitsSection
+from harvester.config.teacher_section import LimitsSection
 from harvester.teacher.limits import REQUESTS_PER_MINUTE, Charge
 from harvester.teacher.rate_limiter import Limiter
 from tests.harvester.teacher.random_servers import FAMILIES, draw, outcome
