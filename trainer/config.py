@@ -22,8 +22,7 @@ from pydantic import (
 )
 
 from harvester.errors import ConfigError as HarvestConfigError
-from harvester.errors import UsageError
-from harvester.objects.url import require_path_or_url, url_in
+from harvester.objects.url import refusals_of_a_setting, require_path_or_url, url_in
 from harvester.similarity.split import DEFAULT_EVAL_SHARE
 from harvester.system.toml_file import Matching, read_toml, suggest_key, validate
 from harvester.verify.settings import VerifySection
@@ -128,10 +127,8 @@ class DataSection(_Frozen):
     @field_validator("corpus")
     @classmethod
     def _is_path_or_url(cls, value: str) -> str:
-        try:
+        with refusals_of_a_setting():
             require_path_or_url(value)
-        except UsageError as error:  # its place is the URL, which may hold a secret
-            raise ValueError(f"{error.message}; {error.remedy}") from None
         return value
 
     @field_validator("where")

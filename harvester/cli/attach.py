@@ -64,7 +64,7 @@ def attach(
 
 def _follow(store: Path, *, as_json: bool) -> None:
     """Show each status of the run that holds the store, until none does or another begins."""
-    from harvester.store.journal.lock import is_held, read_holder
+    from harvester.store.journal.lock import is_held, is_held_by, read_holder
 
     status = _status(store)
     holder = read_holder(store / paths.LOCK)
@@ -87,8 +87,8 @@ def _follow(store: Path, *, as_json: bool) -> None:
                     write_stdout(json.dumps(status) + "\n")
             time.sleep(LOOK_S)
             status, holder = _status(store), read_holder(store / paths.LOCK) or holder
-    while is_held(store) and read_holder(store / paths.LOCK).get("pid") == holder.get("pid"):
-        time.sleep(LOOK_S)  # it has said how it ended, and closes the store
+    while is_held_by(store, holder):  # it has said how it ended, and closes the store
+        time.sleep(LOOK_S)
 
 
 def _status(store: Path) -> Status:

@@ -99,7 +99,7 @@ def stop(
     """End the run: no new requests, answers in flight are awaited. It exits with 10 and can be resumed."""
     import time
 
-    from harvester.store.journal.lock import is_held, read_holder
+    from harvester.store.journal.lock import is_held, is_held_by, read_holder
 
     if cancel_batches and not is_held(store):
         from harvester.run.batch.cancel import cancel_waiting
@@ -110,8 +110,7 @@ def stop(
     holder = read_holder(store / paths.LOCK)
     arguments = {"cancel_batches": "yes"} if cancel_batches else {}
     _command(store, "stop", as_json=as_json, **arguments)
-    # The holder's note in LOCK is removed before the lock is released. Don't wait for another holder.
-    while wait and is_held(store) and read_holder(store / paths.LOCK) in ({}, holder):
+    while wait and is_held_by(store, holder):
         time.sleep(POLL_S)
 
 

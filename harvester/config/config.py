@@ -24,9 +24,8 @@ from harvester.config.run_section import (
     ScheduleSection,
 )
 from harvester.config.teacher_section import TeacherSection
-from harvester.errors import UsageError
 from harvester.objects.url import parse as parse_object_url
-from harvester.objects.url import require_local
+from harvester.objects.url import refusals_of_a_setting, require_local
 from harvester.similarity.duplicates import DEFAULT_THRESHOLD, LEAST_THRESHOLD
 from harvester.similarity.settings import DecontaminateSection
 from harvester.system.toml_file import read_toml, validate
@@ -150,21 +149,17 @@ class StoreSection(FrozenModel):
     @field_validator("read_also")
     @classmethod
     def _others_are_here(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for name in value:
-            try:
+        with refusals_of_a_setting():
+            for name in value:
                 require_local(name)
-            except UsageError as error:  # its place is the URL, which may hold a secret
-                raise ValueError(f"{error.message}; {error.remedy}") from None
         return value
 
     @field_validator("mirror")
     @classmethod
     def _mirror_is_a_url(cls, value: str) -> str:
         if value:
-            try:
+            with refusals_of_a_setting():
                 parse_object_url(value)
-            except UsageError as error:  # its place is the URL, which may hold a secret
-                raise ValueError(f"{error.message}; {error.remedy}") from None
         return value
 
 

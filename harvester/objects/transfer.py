@@ -247,8 +247,12 @@ def read_publication(location: Location, *, absent_is_none: bool = False) -> Pub
         # One that is replaced while it is read may be a mixture of both.
         previous, content = content, _manifest_bytes(location, place)
         if content == previous:
-            break
-    return parse_publication(content, place)
+            return parse_publication(content, place)
+    raise RemoteStoreError(
+        f"the manifest was replaced while it was read, {MANIFEST_READS} times",
+        place=place,
+        remedy="try again when the publications there have ended",
+    )
 
 
 def _manifest_bytes(location: Location, place: str) -> bytes:

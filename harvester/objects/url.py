@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 from urllib.parse import parse_qsl, urlsplit
 
@@ -66,6 +67,19 @@ def require_local(name: str | os.PathLike[str]) -> None:
             place=(url or text).split("?")[0].rsplit("@", 1)[-1],
             remedy="`harvester fetch URL FOLDER` downloads what was published",
         )
+
+
+@contextlib.contextmanager
+def refusals_of_a_setting() -> Iterator[None]:
+    """Turn a refusal into the error that a configuration reports, without its place, which is the URL.
+
+    Raises:
+        ValueError: with message and remedy; the configuration names file and key.
+    """
+    try:
+        yield
+    except UsageError as error:
+        raise ValueError(f"{error.message}; {error.remedy}") from None
 
 
 def require_path_or_url(name: str) -> None:

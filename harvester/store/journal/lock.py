@@ -16,6 +16,7 @@ import socket
 import time
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from harvester.errors import StoreError, StoreLocked
 from harvester.store import paths
@@ -141,6 +142,15 @@ def is_held(store: Path) -> bool:
         handles.append(os.open(store, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
     locked = [_is_locked(handle) for handle in handles]  # closes all of them
     return any(locked)
+
+
+def is_held_by(store: Path, holder: dict[str, Any]) -> bool:
+    """Return whether this process still holds the lock, and no other.
+
+    Args:
+        holder: what `read_holder` returned while it held it. It removes its note before it releases the lock.
+    """
+    return is_held(store) and read_holder(store / paths.LOCK) in ({}, holder)
 
 
 def is_written(store: Path) -> bool:
