@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from harvester.system.background import Running
     from trainer.actions import Exported
     from trainer.library import evaluate, export, start, train
-    from trainer.training.logbook import Evaluation, StepLog, TrainingStarted
+    from trainer.training.logbook import Evaluation, Sampled, StepLog, TrainingStarted
     from trainer.training.train import Trained
 
 # The module of each public name.
@@ -20,6 +20,7 @@ _MODULES = {
     "Evaluation": "trainer.training.logbook",
     "Exported": "trainer.actions",
     "Running": "harvester.system.background",
+    "Sampled": "trainer.training.logbook",
     "StepLog": "trainer.training.logbook",
     "Trained": "trainer.training.train",
     "TrainingStarted": "trainer.training.logbook",
@@ -33,6 +34,7 @@ __all__ = [
     "Evaluation",
     "Exported",
     "Running",
+    "Sampled",
     "StepLog",
     "Trained",
     "TrainingStarted",

@@ -5,20 +5,23 @@ Importing this module loads no torch. A fault in configuration or corpus is repo
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harvester.system.background import StopRequests
 from trainer.config import TrainConfig
-from trainer.training.logbook import Evaluation, StepLog, TrainingStarted
+from trainer.live.figures import TrainingEvent
+from trainer.live.page import live_page
+from trainer.training.logbook import TrainingStarted
 
 if TYPE_CHECKING:
     from trainer.publish.serving import ServingCommands
     from trainer.training.train import Trained
 
-TrainingEvent = TrainingStarted | StepLog | Evaluation
 # Reports progress: units done, units in all, what is done.
 Update = Callable[[int, int, str], None]
 Note = Callable[[str], None]
@@ -36,6 +39,8 @@ def train(
 ) -> Trained:
     """Train the adapter, or go on with an interrupted training; see `trainer.training.train.train`.
 
+    The first process of a training keeps train.html in the output folder up to date.
+
     Args:
         emit: is called with each event.
         on_rows: is called while the token store of a large corpus is made.
@@ -46,34 +51,24 @@ def train(
     from trainer.training.reporter import Callbacks
     from trainer.training.train import train as run_training
 
-    def started(done: int, steps: int, notes: Sequence[str]) -> None:
-        emit(TrainingStarted(done, steps, tuple(notes)))
+    is_leader = os.environ.get("RANK", "0") == "0"
+    with live_page(config) if is_leader else nullcontext(lambda _: None) as show:
 
-    return run_training(
-        config,
-        Callbacks(started, emit, emit, on_rows or (lambda _done, _rows, _doing: None)),  # type: ignore[arg-type]
-        rows=rows,
-        allow_change=allow_change,
-        force_faults=force_faults,
-        requests=requests,
-    )
+        def on_event(event: TrainingEvent) -> None:
+            show(event)
+            emit(event)
 
+        def started(done: int, steps: int, notes: Sequence[str]) -> None:
+            on_event(TrainingStarted(done, steps, tuple(notes)))
 
-def show(event: TrainingEvent, update: Update, note: Note = lambda _: None) -> None:
-    """Report an event of a training as progress in steps, and as lines for people."""
-    match event:
-        case TrainingStarted():
-            for line in event.notes:
-                note(line)
-            update(event.steps_done, event.steps, "first step")
-        case StepLog():
-            description = (
-                f"epoch {event.epoch + 1}, loss {event.loss:.3f}, {event.tokens_per_s:,.0f} tokens/s"
-            )
-            update(event.step, event.steps, description)
-        case Evaluation():
-            best = ", the lowest so far" if event.best_step == event.step else ""
-            note(f"step {event.step:,}: held-out loss {event.held_out_loss:.4f}{best}")
+        return run_training(
+            config,
+            Callbacks(started, on_event, on_event, on_event, on_rows or (lambda _done, _rows, _doing: None)),
+            rows=rows,
+            allow_change=allow_change,
+            force_faults=force_faults,
+            requests=requests,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import sys
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NoReturn
@@ -217,13 +218,9 @@ def train(
     if is_leader:
         print_message("reading corpus and student")
     from trainer import actions
+    from trainer.live.terminal import training_display
 
-    with progress_bar("train", "steps") as update:
-
-        def show(event: actions.TrainingEvent) -> None:
-            if is_leader:
-                actions.show(event, update, print_message)
-
+    with training_display() if is_leader else nullcontext(lambda _event: None) as show:
         on_rows = progress_lines("tokens", "rows") if is_leader else None
         trained = actions.train(loaded, show, on_rows, allow_change=allow_change, force_faults=force_faults)
     if not is_leader:

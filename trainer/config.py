@@ -278,7 +278,9 @@ class EvaluateSection(_Frozen):
             loss is the one that is written at the end.
         patience: stop the training after this many evaluations in a row without a lower loss; 0: never.
         loss_rows: held-out answers whose loss is measured during the training; 0: all.
-        sample_answers: held-out prompts that the student answers at each evaluation, for the log.
+        sample_answers: held-out prompts that the student answers at each evaluation, for log and live view.
+        sample_every: let it answer these between evaluations, too, without measuring a loss: steps, or a
+            share of all steps such as "5%"; 0: only at evaluations. No weight depends on it.
         max_new_tokens: tokens after which an answer is cut. Left out: those of the longest taught answer or
             reference, at least 64 and at most `[train] max_length`.
         batch: prompts answered together; halved when memory runs out.
@@ -292,10 +294,13 @@ class EvaluateSection(_Frozen):
         judge_prompts: most held-out prompts that it is asked about, up to four requests each; 0: all.
     """
 
+    later_keys: ClassVar[frozenset[str]] = frozenset({"sample_every"})
+
     every: Every = 0
     patience: int = Field(default=0, ge=0)
     loss_rows: int = Field(default=256, ge=0)
     sample_answers: int = Field(default=3, ge=0)
+    sample_every: Every = 0
     max_new_tokens: PositiveInt | None = None
     batch: PositiveInt = 256
     resamples: PositiveInt = 2000
@@ -307,9 +312,18 @@ class EvaluateSection(_Frozen):
 
     def interval(self, steps: int) -> int:
         """Return the steps from one evaluation to the next in a training of `steps` steps; 0: none."""
-        if isinstance(self.every, int):
-            return self.every
-        return max(1, round(steps * int(self.every.removesuffix("%")) / 100))
+        return _steps_of(self.every, steps)
+
+    def sample_interval(self, steps: int) -> int:
+        """Return the steps between samples of answers in a training of `steps` steps; 0: none."""
+        return _steps_of(self.sample_every, steps) if self.sample_answers else 0
+
+
+def _steps_of(every: int | str, steps: int) -> int:
+    """Return a number of steps that is given as such or as a share of all steps."""
+    if isinstance(every, int):
+        return every
+    return max(1, round(steps * int(every.removesuffix("%")) / 100))
 
 
 class ExportSection(_Frozen):
@@ -324,7 +338,7 @@ class ExportSection(_Frozen):
 
 
 class OutSection(_Frozen):
-    """Configure the output folder: adapter/, checkpoints/, train.jsonl, answers.jsonl, scorecard.json.
+    """Configure the output folder: adapter/, checkpoints/, train.jsonl, train.html, scorecard.json, ...
 
     Attributes:
         path: the output folder.

@@ -220,7 +220,7 @@ def progress_bar(title: str, unit: str) -> Iterator[Update]:
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield _fifth_printer(title, unit)
+        yield progress_fifths(title, unit)
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TextColumn("{task.fields[detail]}"), console=console) as progress:
@@ -255,7 +255,12 @@ def progress_lines(title: str, unit: str) -> Update:
     return update
 
 
-def _fifth_printer(title: str, unit: str) -> Update:
+def progress_fifths(title: str, unit: str) -> Update:
+    """Print progress on stderr as lines: at each fifth of the way, and each `QUIET_S`.
+
+    Args:
+        unit: plural noun of what is counted, e.g. "steps".
+    """
     last_fifth, last_line_at = -1, time.monotonic()
 
     def update(done: int, total: int, detail: str) -> None:

@@ -18,7 +18,8 @@ from harvester.system.displays import can_draw
 from harvester.system.extras import require
 from harvester.system.known_options import with_known_options
 from trainer import actions
-from trainer.actions import Exported, HarnessTasks, TrainingEvent
+from trainer.actions import Exported, HarnessTasks
+from trainer.live.figures import TrainingEvent
 
 if TYPE_CHECKING:
     from trainer.training.train import Trained
@@ -88,10 +89,10 @@ def start(
         from trainer.config import load
 
         loaded = load(Path(config))
-        with _bar(progress, "train", "steps") as update, _libraries_kept():
+        with _display(progress) as display, _libraries_kept():
 
             def show(event: TrainingEvent) -> None:
-                actions.show(event, update)
+                display(event)
                 emit(event)
 
             return actions.train(
@@ -184,6 +185,17 @@ def _in_thread(name: str, work: Callable[[], Result]) -> Result:
 
     running: Running[None, Result] = Running(name, quiet_work, ends_when_asked=False)
     return running.result()
+
+
+@contextlib.contextmanager
+def _display(wanted: bool | None) -> Iterator[Callable[[TrainingEvent], None]]:
+    from trainer.live.terminal import training_display
+
+    if wanted is False or not can_draw():
+        yield lambda _event: None
+        return
+    with training_display() as show:
+        yield show
 
 
 @contextlib.contextmanager

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import IO, Any, TextIO, cast
+from typing import IO, Any, cast
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -17,7 +16,7 @@ from rich.text import Text
 
 from harvester.errors import RunState
 from harvester.observe.status import budget_texts, calendar, replica_texts, rows_done, span
-from harvester.system.displays import can_draw, in_notebook
+from harvester.system.displays import TolerantStream, can_draw, in_notebook
 from harvester.system.safe_text import one_line
 
 Status = Mapping[str, Any]
@@ -55,33 +54,6 @@ def where_it_can_be_shown(title: str) -> Iterator[Callable[[Status], None]]:
         return
     with live(title, Console(markup=False, highlight=False) if in_notebook() else None) as show:
         yield show
-
-
-class TolerantStream:
-    """A terminal stream whose write errors are ignored: a closed terminal must not end a run."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self.encoding = stream.encoding
-
-    def write(self, text: str) -> int:
-        """Write `text`; ignore errors."""
-        with contextlib.suppress(OSError, ValueError):
-            self._stream.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        """Flush; ignore errors."""
-        with contextlib.suppress(OSError, ValueError):
-            self._stream.flush()
-
-    def isatty(self) -> bool:
-        """Return True: the display is used on terminals only."""
-        return True
-
-    def fileno(self) -> int:
-        """Return the file descriptor, from which rich reads the size of the terminal."""
-        return self._stream.fileno()
 
 
 def render(title: str, status: Status, elapsed_s: float) -> RenderableType:

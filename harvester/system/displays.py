@@ -1,10 +1,12 @@
-"""Find out whether bars can be drawn: on a terminal, or in a notebook."""
+"""Find out whether bars can be drawn: on a terminal, or in a notebook; write to a terminal that may close."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import sys
+from typing import TextIO
 
 
 def in_notebook() -> bool:
@@ -19,3 +21,30 @@ def can_draw() -> bool:
     if in_notebook():
         return importlib.util.find_spec("ipywidgets") is not None
     return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+
+class TolerantStream:
+    """A terminal stream whose write errors are ignored: a closed terminal must not end a run."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.encoding = stream.encoding
+
+    def write(self, text: str) -> int:
+        """Write `text`; ignore errors."""
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush; ignore errors."""
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.flush()
+
+    def isatty(self) -> bool:
+        """Return True: the display is used on terminals only."""
+        return True
+
+    def fileno(self) -> int:
+        """Return the file descriptor, from which rich reads the size of the terminal."""
+        return self._stream.fileno()

@@ -26,9 +26,9 @@ from trainer.publish.adapter import check_same_base, check_same_tokens
 from trainer.training import checkpoint, optim
 from trainer.training.distributed import World
 from trainer.training.forward import TokenScores, token_scores
+from trainer.training.samples import attention_for_generation
 from trainer.training.step import Stepper, StepResult
 from trainer.training.student import load_student
-from trainer.training.validation import attention_for_generation
 
 # File with an adapter's weights.
 WEIGHTS = "adapter_model.safetensors"

@@ -67,7 +67,7 @@ class Evaluation:
         step: steps done; steps: of the whole training.
         held_out_loss: nats per supervised token of the held-out answers.
         best_step: step with the lowest held-out loss so far; best_loss: that loss.
-        answers: prompt_id, answer, reference and teacher's answer of a few held-out prompts.
+        answers: prompt_id, prompt, answer, reference and teacher's answer of a few held-out prompts.
         seconds: time that the evaluation took.
     """
 
@@ -76,6 +76,22 @@ class Evaluation:
     held_out_loss: float
     best_step: int
     best_loss: float
+    answers: tuple[dict[str, str | None], ...]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """What the student answers to a few held-out prompts during the training; a line of train.jsonl.
+
+    Attributes:
+        step: steps done; steps: of the whole training.
+        answers: as of `Evaluation`.
+        seconds: time that the answers took.
+    """
+
+    step: int
+    steps: int
     answers: tuple[dict[str, str | None], ...]
     seconds: float
 
@@ -160,6 +176,11 @@ class Logbook:
         values = {name: _finite(value) for name, value in asdict(evaluation).items()}
         self._append(values)
         self._track({"step": evaluation.step, "held_out_loss": values["held_out_loss"]})
+
+    def write_samples(self, sampled: Sampled) -> None:
+        """Write the line of sampled answers; their time does not count in the rates of the next step."""
+        self._last_line_at += sampled.seconds
+        self._append(asdict(sampled))
 
     def _append(self, values: dict[str, Any]) -> None:
         try:

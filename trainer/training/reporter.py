@@ -16,7 +16,7 @@ from trainer.data.order import Order
 from trainer.model import model
 from trainer.training import flops
 from trainer.training.distributed import World
-from trainer.training.logbook import Evaluation, Logbook, StepLog
+from trainer.training.logbook import Evaluation, Logbook, Sampled, StepLog
 from trainer.training.step import StepResult
 from trainer.training.student import TrainableStudent
 from trainer.training.trackers import Trackers
@@ -29,14 +29,16 @@ class Callbacks:
     Attributes:
         on_start: called before the first step, with the steps done, the steps in all, and notes.
         on_step: called with each line of the log.
-        on_evaluation: called after each evaluation that `[evaluate] every` asks for. This one and `on_step`
-            are called on the leading process only.
+        on_evaluation: called after each evaluation that `[evaluate] every` asks for.
+        on_samples: called with the answers that `[evaluate] sample_every` asks for. This one, `on_evaluation`
+            and `on_step` are called on the leading process only.
         on_rows: called while a large corpus is tokenised, with the rows done, all rows, and what is done.
     """
 
     on_start: Callable[[int, int, Sequence[str]], None] = lambda _done, _steps, _notes: None
     on_step: Callable[[StepLog], None] = lambda _: None
     on_evaluation: Callable[[Evaluation], None] = lambda _: None
+    on_samples: Callable[[Sampled], None] = lambda _: None
     on_rows: Callable[[int, int, str], None] = lambda _done, _rows, _doing: None
 
 
@@ -136,6 +138,12 @@ class Reporter:
         if self._logbook is not None:
             self._logbook.write_evaluation(evaluation)
             self._callbacks.on_evaluation(evaluation)
+
+    def write_samples(self, sampled: Sampled) -> None:
+        """Write the line of sampled answers."""
+        if self._logbook is not None:
+            self._logbook.write_samples(sampled)
+            self._callbacks.on_samples(sampled)
 
 
 def fleet_peak_flops(device: torch.device, world: World) -> float | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -46,6 +47,15 @@ class TrainableStudent:
     def device(self) -> torch.device:
         """Device of the adapter's parameters."""
         return next(iter(self.parameters.values())).device
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Put the model into evaluation mode during the block: without dropout."""
+        self.model.eval()
+        try:
+            yield
+        finally:
+            self.model.train()
 
 
 def load_student(config: TrainConfig, largest_pack: Sequence[Example], world: World) -> TrainableStudent:

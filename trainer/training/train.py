@@ -20,6 +20,7 @@ from trainer.training.checkpointer import Checkpointer, Progress
 from trainer.training.distributed import World, is_lost_connection, join_world
 from trainer.training.inputs import TrainingInputs, read_inputs
 from trainer.training.reporter import NO_CALLBACKS, Callbacks, Reporter
+from trainer.training.samples import Sampler
 from trainer.training.step import Stepper, StepResult, check_first_gradient
 from trainer.training.student import TrainableStudent, describe_setup, load_student
 from trainer.training.validation import Validation
@@ -144,11 +145,12 @@ class TrainingRun:
         self._checkpointer = Checkpointer(config, inputs, student, self._optimiser, world)
         start = self._checkpointer.restore(allow_change=allow_change)
         self._stepper = Stepper(student, self._optimiser, config.train, world, skipped=start.skipped)
-        self._validation = Validation(config, inputs, student, world, start.validation)
+        self._sampler = Sampler(config, inputs, student, world)
+        self._validation = Validation(config, inputs, student, world, self._sampler, start.validation)
         self._reporter = Reporter(config, inputs.order, student, world, callbacks, first=start.steps_done)
         hint = inputs.hint(config.train)
         soft = inputs.soft.notes() if inputs.soft else []
-        hints = [f"hint: {hint}"] if hint else []
+        hints = [line for line in (self._sampler.note, f"hint: {hint}" if hint else "") if line]
         self._setup_notes = [*describe_setup(student, world), *inputs.rows.mixed, *soft, *hints]
         self._notes: list[str] = []
         self._first = self._steps_done = start.steps_done
@@ -200,9 +202,12 @@ class TrainingRun:
                 break
             self.step(step)
             signal_number = self._world.highest(signals[0] if signals else 0)
-            is_best = not signal_number and self._validation.is_due(step + 1) and self.evaluate()
+            is_evaluated = not signal_number and self._validation.is_due(step + 1)
+            is_best = is_evaluated and self.evaluate()
             if signal_number or is_best or self.is_checkpoint_due(step):
                 self.save()
+            if not (signal_number or is_evaluated) and self._sampler.is_due(step + 1):
+                self._reporter.write_samples(self._sampler.run(step + 1))
             if signal_number:
                 self._world.barrier()  # the checkpoint is complete before any rank ends
                 raise Interrupted(

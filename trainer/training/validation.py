@@ -1,4 +1,4 @@
-"""Evaluate the student while it trains: held-out loss, a few answers of its own, the best step so far.
+"""Evaluate the student while it trains: held-out loss, and which step has the lowest one so far.
 
 The order of the rows, dropout and the weights are not touched: a training makes steps of the same bits with
 and without evaluations.
@@ -8,33 +8,23 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from trainer.config import TrainConfig
-from trainer.data import published_template
 from trainer.data.chat_template import Example
-from trainer.data.dataset import HeldOut
 from trainer.data.packing import pack
-from trainer.errors import DataError, OutOfMemory, StudentError
-from trainer.model import segment_attention, varlen_attention
-from trainer.model.generate import Limits, generate
-from trainer.model.structure import base_model_of
+from trainer.errors import DataError
 from trainer.training.distributed import World
 from trainer.training.forward import pack_losses
 from trainer.training.inputs import TrainingInputs
 from trainer.training.logbook import Evaluation
+from trainer.training.samples import Sampler, spread
 from trainer.training.step import packs_of_rank
 from trainer.training.student import TrainableStudent
-
-T = TypeVar("T")
-
-# Tokens after which a sampled answer is cut, when `[evaluate] max_new_tokens` is absent.
-MAX_NEW_TOKENS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +66,7 @@ class Validation:
     """Measure the loss on a fixed selection of held-out rows at regular steps of a training.
 
     Args:
+        sampler: lets the student answer a few held-out prompts at each evaluation.
         state: where the evaluations stood at the checkpoint that the training resumes from.
 
     Attributes:
@@ -91,8 +82,10 @@ class Validation:
         inputs: TrainingInputs,
         student: TrainableStudent,
         world: World,
+        sampler: Sampler,
         state: ValidationState,
     ) -> None:
+        self._sampler = sampler
         self._config = config
         self._inputs = inputs
         self._student = student
@@ -101,10 +94,8 @@ class Validation:
         self._interval = config.evaluate.interval(self._steps)
         self.state = state
         self._packs: list[list[Example]] = []
-        self._asked: list[HeldOut] = []
         if self._interval:
             self._packs = self._select_rows()
-            self._asked = _spread(inputs.rows.answered, config.evaluate.sample_answers)
 
     def _select_rows(self) -> list[list[Example]]:
         config = self._config
@@ -115,7 +106,7 @@ class Validation:
                 place="evaluate.every",
                 remedy="raise [data] eval_share, give rows another split than 'train', or set every = 0",
             )
-        examples = _spread(every, config.evaluate.loss_rows or len(every))
+        examples = spread(every, config.evaluate.loss_rows or len(every))
         packing = pack([len(example.ids) - 1 for example in examples], config.train.pack_budget)
         return [[examples[number] for number in numbers] for numbers in packing.packs]
 
@@ -134,13 +125,9 @@ class Validation:
     def run(self, steps_done: int) -> Evaluation:
         """Evaluate the student and note whether it is the best so far. Every rank must call this."""
         started = time.monotonic()
-        model = self._student.model
-        model.eval()
-        try:
+        with self._student.evaluating():
             loss = self._loss()
-            answers = self._answers() if self._world.is_leader and not self._student.sharded else ()
-        finally:
-            model.train()
+            answers = self._sampler.answers() if self._world.is_leader else ()
         self.state = self.state.after(steps_done, loss)
         self._world.barrier()  # the others wait here for the leader's answers, and not inside the next step
         return Evaluation(
@@ -168,55 +155,3 @@ class Validation:
                 total += sum(loss for loss, _ in losses) * weight
         self._world.sum_in_place([total])
         return float(total) / sum(example.supervised for examples in self._packs for example in examples)
-
-    def _answers(self) -> tuple[dict[str, str | None], ...]:
-        if not self._asked:
-            return ()
-        renderer, config = self._inputs.renderer, self._config
-        thinks = published_template.keeps_reasoning(config, renderer)
-        prompts = renderer.prompts([held.conversation for held in self._asked], [thinks] * len(self._asked))
-        limits = Limits(
-            stop_id=renderer.chat_shape.stop_id,
-            max_new_tokens=config.evaluate.max_new_tokens or MAX_NEW_TOKENS,
-            batch=config.evaluate.batch,
-            pad_id=renderer.tokenizer.pad_token_id,
-        )
-        try:
-            with attention_for_generation(self._student.model), torch.compiler.set_stance("force_eager"):
-                made = generate(self._student.model, prompts, limits)
-        except (OutOfMemory, StudentError):
-            return ()  # sampled answers are for the eye only and end no training
-        return tuple(
-            {
-                "prompt_id": held.prompt_id,
-                "answer": renderer.decode(answer.ids),
-                "reference": held.reference,
-                "teacher": held.teacher,
-            }
-            for held, answer in zip(self._asked, made, strict=True)
-        )
-
-
-@contextmanager
-def attention_for_generation(model: Any) -> Iterator[None]:
-    """Run with an attention of transformers during the block: ours takes packed rows and no cache."""
-    base = base_model_of(model)
-    current = base.config._attn_implementation
-    if current not in {segment_attention.ATTENTION_NAME, varlen_attention.ATTENTION_NAME}:
-        yield
-        return
-    try:
-        base.set_attn_implementation("sdpa")
-    except ValueError:  # some architectures have no such implementation
-        base.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        base.set_attn_implementation(current)
-
-
-def _spread(items: Sequence[T], count: int) -> list[T]:
-    """Return at most `count` items at equal distances, so that no part of the list is left out."""
-    if count >= len(items):
-        return list(items)
-    return [items[number * len(items) // count] for number in range(count)]

@@ -29,7 +29,8 @@ class Interval:
 def read_training(training: Path | None) -> list[dict[str, Any]]:
     """Return the lines of a train.jsonl, one for each step; of a resumed training the newer one.
 
-    A line with `held_out_loss` is an evaluation; its values are added to the line of its step.
+    A line with `held_out_loss` is an evaluation; its values are added to the line of its step. One with
+    `answers` alone holds sampled answers, and is left out.
 
     Returns:
         The lines in order of their steps; none without a file.
@@ -46,6 +47,8 @@ def read_training(training: Path | None) -> list[dict[str, Any]]:
             entry = json.loads(line) if line.strip() else {}
             if "held_out_loss" in entry:
                 evaluations[float(entry["step"])] = entry
+                continue
+            if "answers" in entry:
                 continue
             numbers = {name: float(entry[name]) for name in ("step", "loss") if name in entry}
             if entry and len(numbers) < 2:
