@@ -113,12 +113,18 @@ def purge(
     store: Path = STORE,
     key: str | None = typer.Argument(None, metavar="KEY", help="Key of one answer, 64 hex digits."),
     prompt_id: str | None = typer.Option(None, help="Remove every answer to the prompt with this id."),
+    where: str | None = typer.Option(
+        None,
+        help='Remove every answer with these values, as TOML: \'response_model = "a", file = "b.jsonl"\'.',
+    ),
     as_json: bool = JSON,
 ) -> None:
     """Remove answers for good: from the journal, the shards, dead letters and quarantine."""
     from harvester.store.maintain.purge import purge_store
+    from harvester.store.where import Where
 
-    purged = purge_store(store, key, prompt_id)
+    condition = None if where is None else Where.parse(where, "--where")
+    purged = purge_store(store, key, prompt_id, condition)
     emit({"purged": purged}, [f"purged {counted(purged, 'answer')} from {store}"], as_json=as_json)
 
 

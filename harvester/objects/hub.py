@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from harvester.errors import ConfigError, FindingsError, RemoteStoreError, UsageError
+from harvester.system.counted import first_few
 from harvester.system.extras import require
 from harvester.system.files import sha256_of
 from harvester.system.safe_text import one_line
@@ -137,7 +138,7 @@ def _commit(target: HubTarget, token: str, files: Mapping[str, Path], message: s
     wrong = [path for path, file in files.items() if not _is_same(file, *there.get(path, ("", "")))]
     if wrong:
         raise FindingsError(
-            f"{len(wrong)} files on the Hub are not what was pushed: {', '.join(wrong[:5])}",
+            f"{len(wrong)} files on the Hub are not what was pushed: {first_few(wrong, separator=', ')}",
             place=commit.commit_url,
             remedy="push again",
         )

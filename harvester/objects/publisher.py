@@ -25,6 +25,7 @@ from harvester.objects.transfer import (
     write_publication,
 )
 from harvester.objects.verified import VerifiedObjects
+from harvester.system.counted import first_few
 from harvester.system.failpoints import reach
 
 # Where the objects of publications lie; nothing else is ever deleted.
@@ -188,9 +189,8 @@ class _Transfer:
         finally:
             self._memory.save(frozenset(source.object.name for source in sources))
         if findings:
-            shown = "; ".join(findings[:5]) + (f"; and {len(findings) - 5} more" if len(findings) > 5 else "")
             raise FindingsError(
-                f"{len(findings)} published objects are not what was published: {shown}",
+                f"{len(findings)} published objects are not what was published: {first_few(findings)}",
                 place=self._location.url,
                 remedy="find out who changed them; `--repair` uploads them again. The manifest there was not "
                 "replaced",

@@ -19,6 +19,7 @@ import orjson
 from harvester.api.request_key import short_digest
 from harvester.api.types import Prompt
 from harvester.errors import PromptError
+from harvester.system.counted import counted
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -71,7 +72,7 @@ def clash(walk: Callable[[], Iterable[Prompt]], repeated: array[int]) -> PromptE
         walk: reads all prompts once more.
         repeated: digests from `DuplicateIds.repeated`.
     """
-    clashing = _clashing_id(walk(), repeated) if repeated else None
+    clashing, ids = _clashing_ids(walk(), repeated) if repeated else (None, 0)
     if clashing is None:
         return None
     first: dict[str, tuple[int, str]] = {}
@@ -82,15 +83,17 @@ def clash(walk: Callable[[], Iterable[Prompt]], repeated: array[int]) -> PromptE
         content, before = first.setdefault(prompt.id, (_content_digest(prompt), place))
         if _content_digest(prompt) != content:
             return PromptError(
-                f"the id {prompt.id!r} belongs to another prompt, at {before}",
+                f"the id {prompt.id!r} belongs to another prompt, at {before}"
+                + (f", and so it is with {counted(ids - 1, 'more id')}" if ids > 1 else ""),
                 place=place,
-                remedy="an id must be unique: change one, or leave both out",
+                remedy="an id must be unique: change one, or leave the field out (of all rows, if need be): "
+                "a row without an id gets one of its own",
             )
     return None
 
 
-def _clashing_id(prompts: Iterable[Prompt], repeated: array[int]) -> int | None:
-    """Return the digest of an id that two different prompts have, the earliest in the files; None if none."""
+def _clashing_ids(prompts: Iterable[Prompt], repeated: array[int]) -> tuple[int | None, int]:
+    """Return the digest of the first id that different prompts have, and the number of such ids."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -106,7 +109,9 @@ def _clashing_id(prompts: Iterable[Prompt], repeated: array[int]) -> int | None:
     same = _neighbours(_column(ids).take(order), pc.equal)
     differ = _neighbours(_column(contents).take(order), pc.not_equal)
     clashing = order.slice(1).filter(pc.and_(same, differ))
-    return ids[pc.min(clashing).as_py()] if len(clashing) else None
+    if not len(clashing):
+        return None, 0
+    return ids[pc.min(clashing).as_py()], pc.count_distinct(_column(ids).take(clashing)).as_py()
 
 
 def _neighbours(column: pa.Array, compare: Callable[..., pa.Array]) -> pa.Array:

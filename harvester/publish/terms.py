@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from harvester.terms import gate
-from harvester.terms.gate import RecordedTerms
+from harvester.terms.gate import RecordedTerms, Verdict
 from harvester.terms.lineage import Fact, Lineage
 
 
@@ -33,10 +33,10 @@ def require_publishable(
     others = [lineage for lineage in lineages if lineage not in kept]
     of_kept = [fact for fact in facts if fact["run_id"] in kept_runs]
     of_others = [fact for fact in facts if fact["run_id"] not in kept_runs]
-    verdicts = []
+    verdicts: list[Verdict] = []
     if kept:
         verdicts += gate.judge_lineages(terms, kept, of_kept, use="seal")
     if others or of_others:
         verdicts += gate.judge_lineages(terms, others, of_others, use="export")
-    for verdict in verdicts:
-        verdict.require()
+    if (refusal := Verdict.of_all(verdicts)) is not None:
+        refusal.require()

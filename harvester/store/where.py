@@ -146,6 +146,11 @@ class Where:
         return replace(self, conditions=parts[0], without=parts[1], epochs=(), without_epochs=())
 
     @property
+    def chooses_all(self) -> bool:
+        """Whether it has no condition at all."""
+        return not (self.conditions or self.without or self.epochs or self.without_epochs)
+
+    @property
     def columns(self) -> tuple[str, ...]:
         """The columns that `matches` looks at."""
         return tuple(dict.fromkeys(condition.column for condition in (*self.conditions, *self.without)))

@@ -7,6 +7,7 @@ overrides that. Only `RecordedTerms.load` does I/O. A reading of published texts
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
@@ -15,10 +16,11 @@ from typing import Any, Literal
 
 from harvester.errors import TermsRefused
 from harvester.system.hosts import host_of
+from harvester.system.safe_text import visible
 from harvester.terms import layers
-from harvester.terms.lineage import Fact, Lineage, disagreements, other_models
+from harvester.terms.lineage import Fact, Lineage, disagreements, other_models, providers_not_allowed
 from harvester.terms.obligations import DerivedModel, unmet
-from harvester.terms.permissions import Permission, load_permissions
+from harvester.terms.permissions import Permission, load_permissions, toml_value
 from harvester.terms.places import places, terms_folders
 from harvester.terms.records import SEVERITY, Registry, TermsRecord, load_registry
 
@@ -91,6 +93,8 @@ class Verdict:
         reasons: why it is not permitted; empty when it is.
         body: fields that the request body must carry (a router's); they replace the request's own.
         conditions: thresholds that the operator has to judge. warnings: readings due for a review.
+        refused_rows: columns and values of the rows for which alone it is not permitted: without the answers
+            of another model, or of a provider that the router was not restricted to, it is.
     """
 
     permitted: bool
@@ -104,6 +108,7 @@ class Verdict:
     conditions: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     looked_in: tuple[str, ...] = ()
+    refused_rows: tuple[tuple[str, str], ...] = ()
 
     def summary(self) -> str:
         """Return the verdict in one line."""
@@ -118,7 +123,21 @@ class Verdict:
     def remedy(self) -> str:
         """Return every way to a permitted use, and every place where own records were looked for."""
         note = f"; own records were looked for in {', '.join(self.looked_in)}" if self.looked_in else ""
-        return f"{REMEDIES}{note}"
+        without = f"; or {removal(self.refused_rows)}" if self.refused_rows else ""
+        return f"{REMEDIES}{note}{without}"
+
+    @classmethod
+    def of_all(cls, verdicts: Sequence[Verdict]) -> Verdict | None:
+        """Return one verdict with what all refusals among these say; None if there is none."""
+        refused = [verdict for verdict in verdicts if not verdict.permitted]
+        if not refused:
+            return None
+        return replace(
+            refused[0],
+            record_ids=tuple(dict.fromkeys(i for verdict in refused for i in verdict.record_ids)),
+            reasons=tuple(dict.fromkeys(reason for verdict in refused for reason in verdict.reasons)),
+            refused_rows=_rows_of_all(refused),
+        )
 
     def require(self) -> None:
         """Do nothing when the use is permitted.
@@ -132,6 +151,26 @@ class Verdict:
                 place=", ".join(self.record_ids) or "terms",
                 remedy=self.remedy(),
             )
+
+
+def _rows_of_all(refused: Sequence[Verdict]) -> tuple[tuple[str, str], ...]:
+    """Return the rows without which none of these would be refused; () if that takes more."""
+    if not all(verdict.refused_rows for verdict in refused):
+        return ()
+    return tuple(dict.fromkeys(rows for verdict in refused for rows in verdict.refused_rows))
+
+
+def removal(rows: Sequence[tuple[str, str]]) -> str:
+    """Return how these rows are removed from a store, by one command for each column.
+
+    The values come from a teacher: they are quoted for TOML and for a shell.
+    """
+    commands = []
+    for column in dict.fromkeys(column for column, _ in rows):
+        condition = f"{column} = {toml_value([value for name, value in rows if name == column])}"
+        typed = "".join(c if visible(c) == c else f"\\U{ord(c):08x}" for c in condition)
+        commands.append(f"`harvester purge STORE --where {shlex.quote(typed)}`")
+    return f"remove these answers for good: {' and '.join(commands)}"
 
 
 def allows(  # noqa: PLR0913 - the facts that a verdict depends on, all by name
@@ -213,7 +252,9 @@ def allows_training(
     verdicts = judge_lineages(terms, lineages, facts, use=use, student_base=student.base)
     reasons = [reason for verdict in verdicts for reason in verdict.reasons if not verdict.permitted]
     duties = tuple(dict.fromkeys(duty for verdict in verdicts for duty in verdict.duties))
-    reasons += unmet(duties, student)
+    unmet_duties = unmet(duties, student)
+    reasons += unmet_duties
+    refused = [verdict for verdict in verdicts if not verdict.permitted]
     statuses = [verdict.status for verdict in verdicts] or ["unknown"]
     permissions = dict.fromkeys(v.permission_sha256 for v in verdicts if v.permission_sha256)
     return Verdict(
@@ -227,6 +268,7 @@ def allows_training(
         conditions=tuple(dict.fromkeys(c for verdict in verdicts for c in verdict.conditions)),
         warnings=tuple(dict.fromkeys(w for verdict in verdicts for w in verdict.warnings)),
         looked_in=terms.looked_in,
+        refused_rows=() if unmet_duties else _rows_of_all(refused),
     )
 
 
@@ -254,7 +296,11 @@ def judge_lineages(
     if not lineages:
         reasons.append("there is no lineage, so nobody can show which terms applied")
     if reasons:
-        verdicts.append(Verdict(False, "unknown", (), (), tuple(reasons)))
+        providers = providers_not_allowed(lineages, facts)
+        others = [fact for fact in facts if fact.get("provider") not in providers]
+        is_due_to_them = bool(lineages) and not disagreements(lineages, others)
+        rows = tuple(("provider", name) for name in providers) if is_due_to_them else ()
+        verdicts.append(Verdict(False, "unknown", (), (), tuple(reasons), refused_rows=rows))
     return verdicts
 
 
@@ -291,6 +337,11 @@ def allows_lineage(
         record_ids=tuple(dict.fromkeys(i for verdict in verdicts for i in verdict.record_ids)),
         duties=tuple(dict.fromkeys(duty for verdict in verdicts for duty in verdict.duties)),
         reasons=tuple(reasons),
+        refused_rows=tuple(
+            ("response_model", name)
+            for name, verdict in zip(answered_by, verdicts[1:], strict=True)
+            if first.permitted and not verdict.permitted
+        ),
     )
 
 

@@ -179,6 +179,13 @@ def is_allowed_provider(provider: str, allowed: Sequence[str]) -> bool:
     return not provider or not allowed or _slug(provider) in map(_slug, allowed)
 
 
+def providers_not_allowed(lineages: Iterable[Lineage], facts: Iterable[Fact]) -> list[str]:
+    """Return the providers that answered although a router was restricted to others."""
+    allowed = {lineage.run_id: lineage.providers for lineage in lineages}
+    named = dict.fromkeys((str(fact.get("run_id") or ""), str(fact.get("provider") or "")) for fact in facts)
+    return list(dict.fromkeys(n for run, n in named if not is_allowed_provider(n, allowed.get(run, ()))))
+
+
 def _slug(provider: str) -> str:
     return "".join(c for c in provider.partition("/")[0].lower() if c.isalnum())
 

@@ -92,6 +92,12 @@ def test_row_60_an_id_of_two_prompts_is_named_with_both_places(mock: RunningMock
     refused(mock, folder, lines, "p.jsonl:3", "the id 'a' belongs to another prompt, at p.jsonl:1")
 
 
+def test_row_60_ids_of_two_prompts_are_counted(mock: RunningMock, folder: Path) -> None:
+    """A remedy for the first alone would be followed a hundred times."""
+    lines = b"".join(b'{"prompt": "%d", "id": "a%d"}\n' % (number, number % 7) for number in range(20))
+    refused(mock, folder, lines, "belongs to another prompt", "and so it is with 6 more ids")
+
+
 def test_row_60_the_same_prompt_twice_is_no_fault_and_paid_once(mock: RunningMock, tmp_path: Path) -> None:
     twice = [{"prompt": "What is 2 + 2?", "id": "a"}] * 2
     ended = run_harvest(mock, tmp_path, prompts=twice)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -154,6 +156,47 @@ def test_an_answer_of_another_model_is_kept_and_goes_no_further(tmp_path: Path, 
     assert teacher.state()["received"] == received
 
 
+def commands_in(text: str) -> list[list[str]]:
+    """Return the words of each command between backquotes, as a shell reads them."""
+    return [shlex.split(command) for command in re.findall(r"`harvester ([^`]*)`", text)]
+
+
+def follow(stderr: str, store: Path) -> int:
+    """Run each `purge` that a message names; return how many there were."""
+    purges = [words for words in commands_in(stderr) if words[0] == "purge"]
+    for words in purges:
+        done = harvester(*(str(store) if word == "STORE" else word for word in words))
+        assert done.returncode == 0, done.stderr
+    return len(purges)
+
+
+def test_the_remedy_names_all_answers_of_another_model_and_ends_the_trouble(tmp_path: Path, mock_teacher):
+    """Twenty rows, and names that a shell, TOML or a terminal would read in another way."""
+    odd = ("gpt'5 $(id)", 'a "b" \\\\', "left\u202eright")
+    faults = [{"action": "model", "value": name, "prompt": f"What is {n}"} for n, name in enumerate(odd)]
+    teacher = mock_teacher(faults=faults)
+    lines = tuple(f'{{"prompt": "What is {n % 4} + {n}?"}}' for n in range(20))
+    path, store = folder(tmp_path, teacher.base_url, lines=lines), tmp_path / "store"
+    assert harvester("run", str(path)).returncode == 77
+    refused = harvester("export", str(store), str(tmp_path / "out"))
+    assert refused.returncode == 77
+    assert follow(refused.stderr, store) == 1
+    exported = harvester("export", str(store), str(tmp_path / "out"), "--json")
+    assert (exported.returncode, json.loads(exported.stdout)["rows"]) == (0, 5)
+    assert json.loads(harvester("verify", str(store), "--json").stdout)["answers"] == 5
+
+
+def test_no_removal_is_named_where_it_would_not_help(tmp_path: Path, mock_teacher):
+    """The terms of the teacher itself have changed: other models' rows are not the trouble."""
+    faults = [{"action": "model", "value": "gpt-5", "nth": 1}]
+    path = folder(tmp_path, mock_teacher(faults=faults).base_url)
+    assert harvester("run", str(path)).returncode == 77
+    restrict(tmp_path)
+    refused = harvester("export", str(tmp_path / "store"), str(tmp_path / "out"))
+    assert refused.returncode == 77
+    assert "purge" not in refused.stderr
+
+
 ROUTED = """\
 [[record]]
 id = "my-router"
@@ -211,9 +254,12 @@ def test_a_provider_that_a_router_was_not_held_to_stops_the_run(tmp_path: Path, 
     assert kept == teacher.totals()["answers"]  # paid for, and kept
     assert not list((store / "shards").glob("*.parquet"))
     for again in (lambda: prepare(path), lambda: export(store, tmp_path / "out"), lambda: seal_now(store)):
-        with pytest.raises(TermsRefused, match="deepinfra"):
+        with pytest.raises(TermsRefused, match="deepinfra") as refused:
             again()
     assert teacher.totals()["answers"] == kept
+    assert follow(str(refused.value), store) == 1  # the only way out that keeps the store
+    seal_now(store)
+    assert Corpus.open(store).count() == 0
 
 
 def test_terms_that_change_during_a_run_end_it(tmp_path: Path, mock_teacher, monkeypatch):

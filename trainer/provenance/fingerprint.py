@@ -23,6 +23,7 @@ from typing import Any, Protocol
 
 from harvester.store.reader import Corpus
 from harvester.store.shards.schema import Sample
+from harvester.system.counted import first_few
 from harvester.system.files import sha256_of
 from harvester.terms.lineage import Lineage
 from trainer.errors import ConfigError, FindingsError
@@ -301,7 +302,7 @@ def require_intact(folder: Path) -> None:
         ConfigError: no tree, or one of another version. FindingsError: the first five differences.
     """
     if findings := verify(folder):
-        raise FindingsError("; ".join(findings[:5]), place=str(folder), remedy=CHANGED_REMEDY)
+        raise FindingsError(first_few(findings), place=str(folder), remedy=CHANGED_REMEDY)
 
 
 def trace(folder: Path, row: str, corpus: Path) -> dict[str, Any]:

@@ -22,12 +22,14 @@ from harvester.store.journal.lock import StoreLock
 from harvester.store.journal.rows import forget_finished
 from harvester.store.journal.sqlite import has_table
 from harvester.store.maintain import quarantine
+from harvester.store.reader import Corpus
 from harvester.store.shards.manifest import indexed_keys, read_manifest
 from harvester.store.shards.parquet_file import open_shard
 from harvester.store.shards.rewrite import rewrite
 from harvester.store.shards.sample import prompt_columns
 from harvester.store.shards.seal import finish_interrupted
 from harvester.store.shards.steps import run_to_end
+from harvester.store.where import Where
 
 _TABLES = ("answers", "keys", "dead", "asks", "failures", "intents")
 _PATIENCE_S = 10.0
@@ -102,24 +104,40 @@ def find_keys_of_prompt(journal: Journal, store: Path, prompt_id: str) -> set[by
     return keys
 
 
-def purge_store(store: Path, key: str | None, prompt_id: str | None) -> int:
-    """Purge one key or one prompt (`harvester purge`); return the number of answers removed.
+def purge_store(store: Path, key: str | None, prompt_id: str | None, where: Where | None = None) -> int:
+    """Purge a key, a prompt, or the answers of a condition (`harvester purge`); return how many were removed.
 
     Raises:
-        ConfigError: neither a key nor a prompt, no key at all, or none that the store knows.
+        ConfigError: not exactly one of the three, no key at all, or none that the store knows.
         StoreLocked, StoreError.
     """
-    if (key is None) == (prompt_id is None):
-        raise ConfigError("name a KEY or a --prompt-id", remedy=_SHOWN)
+    if sum(choice is not None for choice in (key, prompt_id, where)) != 1:
+        raise ConfigError("name a KEY, a --prompt-id or a --where", remedy=_SHOWN)
+    if where is not None and where.chooses_all:
+        raise ConfigError(
+            "the condition chooses every answer",
+            place="--where",
+            remedy="name a field; to remove all answers, delete the folder of the store",
+        )
     wanted = set() if key is None else {_key_of(key)}
     Journal.open(store, read_only=True).close()
     with StoreLock(store, started_at=time.time()), closing(Journal.open(store)) as journal:
         journal.end_killed_runs()  # budgets keep what their attempts in flight were charged
-        if prompt_id is not None:
+        if key is None:
             finish_interrupted(journal, store)
+        if prompt_id is not None:
             wanted = find_keys_of_prompt(journal, store, prompt_id)
             if not wanted:
                 raise ConfigError(f"no prompt {prompt_id!r} asked here", place=str(store), remedy=_SHOWN)
+        if where is not None:
+            chosen = Corpus.open(store).samples(["key"], where=where.bind(store))
+            wanted = {bytes.fromhex(sample.key) for sample in chosen}
+            if not wanted:
+                raise ConfigError(
+                    f"no answer here is one with {where.text}",
+                    place=str(store),
+                    remedy="`harvester export STORE OUT --where ...` shows what a condition chooses",
+                )
         return purge(journal, store, wanted)
 
 

@@ -15,8 +15,8 @@ from harvester.prompts import duplicate_ids
 from harvester.prompts.duplicate_ids import DuplicateIds, clash
 
 
-def named(rows: list[tuple[str, str]]) -> tuple[str, str] | None:
-    """Places of the two prompts that the error names, None for no error."""
+def named(rows: list[tuple[str, str]]) -> tuple[str, str, int] | None:
+    """Places of the two prompts that the error names, and further ids that it counts; None for no error."""
     prompts = [
         Prompt(identity, ({"role": "user", "content": text},), file="p", line=line)
         for line, (identity, text) in enumerate(rows)
@@ -25,7 +25,10 @@ def named(rows: list[tuple[str, str]]) -> tuple[str, str] | None:
     for prompt in prompts:
         ids.note(prompt)
     error = clash(lambda: prompts, ids.repeated())
-    return None if error is None else (error.place, error.message.rpartition("at ")[2])
+    if error is None:
+        return None
+    before, _, further = error.message.rpartition("at ")[2].partition(", and so it is with ")
+    return error.place, before, int(further.split()[0]) if further else 0
 
 
 @pytest.mark.parametrize("few", [0, duplicate_ids.FEW_IDS], ids=["sorted by Arrow", "counted"])
@@ -41,7 +44,10 @@ def test_a_clash_is_found_exactly_when_one_id_has_two_texts(few: int, rows: list
         patch.setattr(duplicate_ids, "FEW_IDS", few)
         result = named(rows)
     assert (result is None) == (not pairs)
-    assert result is None or result in pairs
+    assert result is None or result[:2] in pairs
+    texts = dict.fromkeys(rows)
+    clashing = [identity for identity in "abcd" if len([row for row in texts if row[0] == identity]) > 1]
+    assert result is None or result[2] == len(clashing) - 1
 
 
 def test_a_file_given_twice_is_held_in_a_few_bytes_a_row() -> None:

@@ -32,6 +32,7 @@ from harvester.store.shards import compact, mend_file, recover_rows
 from harvester.store.shards.parquet_file import open_writer
 from harvester.store.shards.schema import SCHEMA
 from harvester.store.shards.seal import ROWS_PER_GROUP, seal
+from harvester.store.where import Where
 from tests.harvester import store_rows
 from tests.harvester.store_rows import (
     AT,
@@ -234,6 +235,11 @@ def test_purge_wants_exactly_one_name_and_the_store_for_itself(tmp_path):
     ):
         with pytest.raises(ConfigError):
             purge.purge_store(tmp_path, key, prompt)
+    for where in ("", "not = {}", 'file = "none"'):  # neither everything nor nothing
+        with pytest.raises(ConfigError):
+            purge.purge_store(tmp_path, None, None, Where.parse(where))
+    with pytest.raises(ConfigError):
+        purge.purge_store(tmp_path, None, "p0", Where.parse('prompt_id = "p0"'))
     with StoreLock(tmp_path, started_at=0.0), pytest.raises(StoreLocked):
         purge.purge_store(tmp_path, key_of(0).hex(), None)
 
