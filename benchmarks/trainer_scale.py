@@ -1,6 +1,7 @@
 """Measure the trainer's token store on corpora of a hundred thousand, one and ten million rows.
 
     python benchmarks/trainer_scale.py [--rows 100000 1000000] [--folder build/scale] [--keep] [--log-probs]
+        [--memory-only]
 
 Each corpus is made once: sealed shards of rows of about 120 tokens, a tenth of them held out. For each one:
 `trainer plan` without a store in one process and in several, again with the store, and the start of `trainer
@@ -9,8 +10,8 @@ rows). Baseline in the same run: `datasets.Dataset.map` with the same template a
 100,000 rows, in one process and in several, which makes token ids and checks nothing. Seconds are wall time
 and, beside them, CPU seconds of all processes: on a busy machine only these say much. Memory is the largest
 process's. Prints one table and writes FOLDER/trainer_scale.json. Ten million rows need 12 GB of disk.
-With --log-probs the answers have log-probabilities of a teacher whose tokens are two characters, five at
-each, and are learned with soft targets.
+With --log-probs the answers have log-probabilities of a teacher whose tokens are one or two characters, five
+at each, and are learned with soft targets.
 """
 
 from __future__ import annotations
@@ -84,14 +85,16 @@ def row(number: int) -> tuple[str, str]:
 
 
 def log_probs(answer: str) -> list[dict[str, Any]]:
-    """The teacher's tokens of an answer, pairs of characters, each with five alternatives."""
+    """The teacher's tokens of an answer, one and two characters in turn, each with five alternatives."""
     entries = []
-    for at in range(0, len(answer), 2):
-        pair = answer[at : at + 2]
-        others = (f"{letter}{pair[1:]}" for letter in "abcd")
+    # Tokens of two characters alone would begin at half of the student's, which is too few to be learned.
+    for at in sorted({*range(0, len(answer), 3), *range(1, len(answer), 3)}):
+        piece = answer[at : at + 1 + at % 3]
+        others = [f"{letter}{piece[1:]}" for letter in "abcde" if letter != piece[0]][:4]
+        # Together 0.95: probabilities that sum to more than 1 are not learned.
         top = [
-            {"token": t, "bytes": t.encode(), "logprob": -0.1 - 1.5 * n}
-            for n, t in enumerate((pair, *others))
+            {"token": t, "bytes": t.encode(), "logprob": -0.2 - 2.0 * n}
+            for n, t in enumerate((piece, *others))
         ]
         entries.append({**top[0], "top": top})
     return entries
@@ -185,7 +188,9 @@ def measured(program: str, *arguments: object) -> dict[str, float]:
     }
 
 
-def scale(folder: Path, rows: int, base: Path, processes: int, *, has_log_probs: bool) -> dict[str, Any]:
+def scale(
+    folder: Path, rows: int, base: Path, processes: int, *, has_log_probs: bool, in_one_process: bool = True
+) -> dict[str, Any]:
     """Measure one size."""
     corpus, work = folder / f"corpus-{rows}", folder / f"work-{rows}"
     if has_log_probs:
@@ -199,7 +204,7 @@ def scale(folder: Path, rows: int, base: Path, processes: int, *, has_log_probs:
         print(f"{rows:>10,} rows  {name:<28}" + seconds(results[name]), flush=True)
 
     plan = ("plan", toml, "--probe", 0)
-    if rows <= 1_000_000:
+    if in_one_process and rows <= 1_000_000:
         shutil.rmtree(work / "cache", ignore_errors=True)
         run("plan, one process", ONE_PROCESS + PLAN, *plan)
     shutil.rmtree(work / "cache", ignore_errors=True)
@@ -228,12 +233,14 @@ def main() -> None:
     parser.add_argument("--base", type=Path, default=ROOT / "data" / "base")
     parser.add_argument("--keep", action="store_true", help="keep the corpora")
     parser.add_argument("--log-probs", action="store_true", help="answers have log-probabilities")
+    parser.add_argument("--memory-only", action="store_true", help="no baseline, no plan by one process")
     options = parser.parse_args()
     folder, processes = options.folder.resolve(), len(os.sched_getaffinity(0))
     print(f"load {os.getloadavg()[0]:.1f}, {processes} cores", flush=True)
     results: dict[str, Any] = {"load": os.getloadavg(), "cores": processes, "baseline": {}, "sizes": []}
-    make_corpus(folder / f"corpus-{BASELINE_ROWS}", BASELINE_ROWS)
-    for count in sorted({1, processes}):
+    if not options.memory_only:
+        make_corpus(folder / f"corpus-{BASELINE_ROWS}", BASELINE_ROWS)
+    for count in () if options.memory_only else sorted({1, processes}):
         cache = folder / "datasets"
         shutil.rmtree(cache, ignore_errors=True)
         arguments = (folder / f"corpus-{BASELINE_ROWS}", BASELINE_ROWS, count, options.base, cache)
@@ -241,14 +248,21 @@ def main() -> None:
         print(f"{BASELINE_ROWS:>10,} rows  datasets.map, {count} processes   " + seconds(result), flush=True)
         shutil.rmtree(cache, ignore_errors=True)
     for rows in [START_ROWS, *options.rows]:
-        size = scale(folder, rows, options.base, processes, has_log_probs=options.log_probs)
+        size = scale(
+            folder,
+            rows,
+            options.base,
+            processes,
+            has_log_probs=options.log_probs,
+            in_one_process=not options.memory_only,
+        )
         results["sizes"].append(size)
+        (folder / "trainer_scale.json").write_text(json.dumps(results, indent=1) + "\n")
         if not options.keep and rows != BASELINE_ROWS:
             shutil.rmtree(folder / f"corpus-{rows}{'-log-probs' if options.log_probs else ''}")
     print_ratios(results, processes)
-    (folder / "trainer_scale.json").write_text(json.dumps(results, indent=1) + "\n")
     if not options.keep:
-        shutil.rmtree(folder / f"corpus-{BASELINE_ROWS}")
+        shutil.rmtree(folder / f"corpus-{BASELINE_ROWS}", ignore_errors=True)
 
 
 def print_ratios(results: dict[str, Any], processes: int) -> None:
@@ -256,9 +270,10 @@ def print_ratios(results: dict[str, Any], processes: int) -> None:
     smallest, *sizes = results["sizes"]
     for size in sizes:
         rows, many = size["rows"], size[f"plan, {processes} processes"]
-        base = results["baseline"][processes]["wall_s"] / BASELINE_ROWS
         line = f"{rows:>10,} rows: {rows / many['wall_s']:,.0f} rows/s"
-        line += f", {many['wall_s'] / rows / base:.2f} times the seconds of datasets.map"
+        if baseline := results["baseline"].get(processes):
+            base = baseline["wall_s"] / BASELINE_ROWS
+            line += f", {many['wall_s'] / rows / base:.2f} times the seconds of datasets.map"
         if (one := size.get("plan, one process")) is not None:
             line += f"; {one['wall_s'] / many['wall_s']:.2f} x one process"
         if (train := size.get("train, second start")) is not None:

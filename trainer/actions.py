@@ -122,6 +122,7 @@ def evaluate(
         config,
         lambda name, total, done: update(_MODELS_BEFORE[name] * total + done, 2 * total, name),
         note,
+        update,
     )
     if tasks.names:
         from trainer.evaluation import harness

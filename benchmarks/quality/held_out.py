@@ -55,12 +55,17 @@ class Trained:
 
     def write_answers(self) -> None:
         """Write answers.jsonl, without the base's answers. Merges the adapter into the model."""
-        from trainer.evaluation import evaluate
+        from trainer.evaluation import evaluate, evaluated_rows
 
         # As `trainer evaluate` does on the CPU: a merged adapter costs no time per token.
         self.model.merge_adapter()
         held_out = self.rows.held_out
-        limit = evaluate.answer_limit(self.config, self.rows, (), self.renderer)
+        limit = evaluate.answer_limit(
+            self.config,
+            self.rows.held_out,
+            lambda: evaluated_rows.taught_lengths((), self.rows, self.renderer, self.config),
+            self.renderer,
+        )
         test = evaluate.HeldOutTest(self.config, self.renderer, held_out, (), limit)
         answers = evaluate.generate_answers(test, self.model)
         texts = [self.renderer.decode(answer.ids) for answer in answers]

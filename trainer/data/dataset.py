@@ -48,6 +48,9 @@ COLUMNS = [
     *("reference", "tags", "metadata_json", "purpose", "terms_id", "teacher_id", "mock", "run_id"),
 ]
 
+# The same and the request, of which what `messages` lacks is kept.
+COLUMNS_AND_REQUEST = (*COLUMNS, "request_json")
+
 # Rows from which a corpus has a token store. Fewer are rendered anew by each command, in some seconds.
 STORED_ROWS = 10_000
 
@@ -245,7 +248,7 @@ def read(config: TrainConfig, only: Collection[str] | None = None, *, learns: bo
     excluded.update(chosen.excluded)
     if not chosen.samples:
         raise nothing_to_learn(config, excluded)
-    held_out = _held_out(samples, splits, config.data)
+    held_out = held_out_prompts(samples, splits, config.data)
     signal = None
     if learns and config.train.soft_targets == "auto":
         signal = read_signal(corpus.batches(LOGPROB_COLUMNS), {sample.key for sample in chosen.samples})
@@ -532,7 +535,14 @@ def reasoning_of(sample: Sample, data: DataSection) -> str | None:
     return ((sample.reasoning or "").strip("\n") or None) if data.reasoning == "keep" else None
 
 
-def _held_out(samples: Sequence[Sample], splits: Sequence[str], data: DataSection) -> tuple[HeldOut, ...]:
+def held_out_prompts(
+    samples: Sequence[Sample], splits: Sequence[str], data: DataSection
+) -> tuple[HeldOut, ...]:
+    """Return the held-out prompts among samples, each with all of the teacher's answers.
+
+    Args:
+        samples: in order of prompt id, sample number and key. splits: of each.
+    """
     prompts: dict[str, HeldOut] = {}
     candidates: dict[str, list[Candidate]] = {}
     for sample, split in zip(samples, splits, strict=True):

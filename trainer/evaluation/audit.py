@@ -30,7 +30,8 @@ from trainer.data import dataset
 from trainer.data.chat_template import Example, Renderer
 from trainer.data.conversation import conversation_of
 from trainer.errors import DataError
-from trainer.evaluation import explorer, likelihood, neighbours, text_metrics
+from trainer.evaluation import likelihood, neighbours, text_metrics
+from trainer.evaluation.learned_texts import prompt_text
 from trainer.evaluation.row_page import RowCard, RowPage, Text
 from trainer.model import model, weights
 from trainer.publish.adapter import check_same_base, check_same_tokens
@@ -204,8 +205,8 @@ def _page(
     audited: Sequence[AuditedRow], samples: Sequence[Sample], order: Sequence[int], name: str
 ) -> RowPage:
     numbers = neighbours.spread(len(samples))
-    prompts = [explorer.prompt_text(conversation_of(samples[n])) for n in numbers]
-    index = neighbours.TextIndex(prompts)
+    prompts = [prompt_text(conversation_of(samples[n])) for n in numbers]
+    index = neighbours.TextIndex.of(prompts)
     cards = [_card(audited[n], samples[n], index, samples, numbers) for n in order[:MOST_ROWS]]
     near = sum(any("nearly the same prompt" in fact for fact in card.facts) for card in cards)
     scores = [row.score for row in audited]
@@ -240,7 +241,7 @@ def _card(
     samples: Sequence[Sample],
     numbers: Sequence[int],
 ) -> RowCard:
-    prompt = explorer.prompt_text(conversation_of(sample))
+    prompt = prompt_text(conversation_of(sample))
     facts = [
         row.task,
         _fact("unseen", row.unseen),
@@ -256,7 +257,7 @@ def _card(
             continue
         if neighbour.similarity >= NEAR and other.completion != sample.completion:
             facts.append(f"nearly the same prompt as {other.prompt_id}, with another answer")
-        text = f"{explorer.prompt_text(conversation_of(other))}\n→ {other.completion or ''}"
+        text = f"{prompt_text(conversation_of(other))}\n→ {other.completion or ''}"
         like.append(Text(f"{other.prompt_id}, similarity {neighbour.similarity:.2f}", text, "like"))
     answer = sample.completion or ""
     texts = [Text("prompt", prompt), Text("answer", answer)]

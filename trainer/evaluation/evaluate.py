@@ -18,11 +18,12 @@ from typing import Any
 
 from harvester.verify.verifiers import Reason, Verifiers
 from trainer.config import TrainConfig
-from trainer.data import dataset, published_template
+from trainer.data import published_template
 from trainer.data.chat_template import Example, Renderer
-from trainer.data.dataset import INLINE_REASONING, HeldOut, Rows
-from trainer.errors import DataError
+from trainer.data.dataset import INLINE_REASONING, HeldOut
+from trainer.data.tokens import builder
 from trainer.evaluation import (
+    evaluated_rows,
     explorer,
     forgetting,
     intervals,
@@ -83,6 +84,7 @@ def evaluate(
     config: TrainConfig,
     on_batch: Progress = lambda _model, _total, _done: None,
     on_note: Callable[[str], None] = lambda _: None,
+    on_progress: builder.Progress = builder.no_progress,
 ) -> dict[str, Any]:
     """Let base and student answer the held-out prompts; write scorecard.json and answers.jsonl.
 
@@ -91,6 +93,7 @@ def evaluate(
     Args:
         on_batch: called after each batch of answers.
         on_note: called with lines for the operator.
+        on_progress: called while a large corpus is tokenised, unless the training has done it.
 
     Returns:
         The content of scorecard.json: see `scorecard.scorecard`, with `without_reference` (prompts that
@@ -111,23 +114,15 @@ def evaluate(
     if (adapter / fingerprint.TREE_FILE).exists():  # adapters of the first versions have none
         fingerprint.require_intact(adapter)
     check_same_base(config, adapter)
-    rows = dataset.read(config, learns=False)
-    if not rows.held_out:
-        raise DataError(
-            "no prompt is held out to evaluate with",
-            place=str(config.corpus),
-            remedy=f"give rows a {config.data.split_field!r} other than 'train', or set [data] eval_share",
-        )
     renderer = Renderer(model.load_tokenizer(config.base, config.template))
     check_same_tokens(config, renderer, adapter)
-    pairs = dataset.held_out_targets(rows.held_out, renderer, config)
-    targets = tuple(example for _, example in pairs)
-    limit = answer_limit(config, rows, targets, renderer)
-    for note in limit_notes(limit, rows.held_out, targets, renderer):
+    rows = evaluated_rows.read(config, renderer, on_progress)
+    limit = answer_limit(config, rows.held_out, rows.taught, renderer)
+    for note in limit_notes(limit, rows.held_out, rows.targets, renderer):
         on_note(note)
     general = forgetting.load(config, renderer)
     student = model.load_trained_student(config, adapter, device)
-    test = HeldOutTest(config, renderer, rows.held_out, targets, limit, general, tuple(h for h, _ in pairs))
+    test = HeldOutTest(config, renderer, rows.held_out, rows.targets, limit, general, rows.answered)
     count = len(rows.held_out)
     with student.disable_adapter():
         of_base = test.answers_of(student, on_note, partial(on_batch, "base", count))
@@ -142,7 +137,7 @@ def evaluate(
     explorer.write_page(
         test.held_out,
         {name: each.texts for name, each in answers.items()},
-        rows.train,
+        rows.learned,
         config.out_path / EXPLORER_FILE,
         config.name,
     )
@@ -231,18 +226,23 @@ def generate_answers(
     return generate.generate(answering, prompts, test.limits, on_done=on_done, on_note=on_note)
 
 
-def answer_limit(config: TrainConfig, rows: Rows, targets: Sequence[Example], renderer: Renderer) -> int:
+def answer_limit(
+    config: TrainConfig,
+    held_out: Sequence[HeldOut],
+    taught: Callable[[], Sequence[int]],
+    renderer: Renderer,
+) -> int:
     """Return the number of tokens after which an answer is cut.
 
     It is `[evaluate] max_new_tokens`, or else the longest taught answer, reasoning and end of turn included,
     and the longest reference, but at most `[train] max_length`.
+
+    Args:
+        taught: see `evaluated_rows.taught_lengths`.
     """
     if config.evaluate.max_new_tokens is not None:
         return config.evaluate.max_new_tokens
-    taught = [example.supervised for example in targets]
-    if not taught:
-        taught = _token_counts([dataset.answer_of(row, config.data) for row in rows.train], renderer)
-    longest = max([MIN_NEW_TOKENS, *taught, *_reference_lengths(rows.held_out, renderer)])
+    longest = max([MIN_NEW_TOKENS, *taught(), *_reference_lengths(held_out, renderer)])
     return min(longest, max(config.train.max_length, MIN_NEW_TOKENS))
 
 
@@ -263,14 +263,11 @@ def limit_notes(
 
 
 def _reference_lengths(held_out: Sequence[HeldOut], renderer: Renderer) -> list[int]:
-    return _token_counts([held.reference for held in held_out if held.reference is not None], renderer)
-
-
-def _token_counts(texts: Sequence[str], renderer: Renderer) -> list[int]:
-    """Return the tokens of each text and its end of turn."""
-    if not texts:
+    """Return the tokens of each reference and its end of turn."""
+    references = [held.reference for held in held_out if held.reference is not None]
+    if not references:
         return []
-    ids = renderer.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    ids = renderer.tokenizer(references, add_special_tokens=False)["input_ids"]
     return [len(row) + 1 for row in ids]
 
 

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from harvester.store.shards.schema import Sample
-from trainer.data.conversation import Conversation, conversation_of
 from trainer.data.dataset import HeldOut
 from trainer.evaluation import neighbours, text_metrics
+from trainer.evaluation.learned_texts import LearnedText, LearnedTexts, prompt_text
 from trainer.evaluation.row_page import RowCard, RowPage, Text
 
 # Prompts on the page, and rows shown below each.
@@ -34,7 +33,7 @@ def disagreements(held_out: Sequence[HeldOut], student: Sequence[str]) -> list[t
 def write_page(
     held_out: Sequence[HeldOut],
     answers: dict[str, Sequence[str]],
-    train: Sequence[Sample],
+    learned: LearnedTexts,
     path: Path,
     name: str,
 ) -> Path:
@@ -42,7 +41,7 @@ def write_page(
 
     Args:
         answers: of base and student, in the order of `held_out`.
-        train: rows that were learned; at most `neighbours.MOST_ROWS` of them are searched.
+        learned: rows that were learned; at most `neighbours.MOST_ROWS` of them are searched.
         name: of the student.
 
     Raises:
@@ -50,17 +49,11 @@ def write_page(
     """
     ordered = disagreements(held_out, answers["student"])
     shown = [(amount, place) for amount, place in ordered if amount > 0][:MOST_PROMPTS]
-    numbers = neighbours.spread(len(train))
-    index = neighbours.TextIndex([prompt_text(conversation_of(train[n])) for n in numbers]) if shown else None
+    asked = [prompt_text(held_out[place].conversation) for _, place in shown]
+    likes = _nearest(asked, learned)
     cards = []
-    for amount, place in shown:
+    for (amount, place), like in zip(shown, likes, strict=True):
         held = held_out[place]
-        near = index.nearest(prompt_text(held.conversation), NEAREST) if index is not None else []
-        like = []
-        for neighbour in near:
-            row = train[numbers[neighbour.place]]
-            text = f"{prompt_text(conversation_of(row))}\n→ {row.completion or ''}"
-            like.append(Text(f"{row.prompt_id}, similarity {neighbour.similarity:.2f}", text, "like"))
         cards.append(
             RowCard(
                 held.prompt_id,
@@ -88,6 +81,29 @@ def write_page(
     return page.write(path)
 
 
+def _nearest(prompts: Sequence[str], learned: LearnedTexts) -> list[list[Text]]:
+    """Return for each prompt the learned rows with the most similar ones.
+
+    The rows are read twice: for what is compared of them, and then those that are shown.
+    """
+    if not prompts:
+        return []
+    numbers = neighbours.spread(len(learned))
+    place_of = {number: place for place, number in enumerate(numbers)}
+    compared = [neighbours.NOTHING] * len(numbers)
+    for number, text in learned.read(numbers):
+        compared[place_of[number]] = neighbours.windows(text.prompt)
+    index = neighbours.TextIndex(compared)
+    near = [index.nearest(prompt, NEAREST) for prompt in prompts]
+    shown = sorted({numbers[neighbour.place] for few in near for neighbour in few})
+    texts = dict(learned.read(shown))
+    return [[_like(texts[numbers[n.place]], n.similarity) for n in few] for few in near]
+
+
+def _like(row: LearnedText, similarity: float) -> Text:
+    return Text(f"{row.prompt_id}, similarity {similarity:.2f}", f"{row.prompt}\n→ {row.answer}", "like")
+
+
 def _texts(held: HeldOut, base: str, student: str) -> list[Text]:
     answers = {"teacher": held.teacher or "", "student": student, "base": base}
     prompt = Text("prompt", prompt_text(held.conversation))
@@ -99,12 +115,3 @@ def _texts(held: HeldOut, base: str, student: str) -> list[Text]:
         for name, text in answers.items()
     ]
     return [prompt, *judged, Text("reference", held.reference)]
-
-
-def prompt_text(conversation: Conversation) -> str:
-    """Return the messages of a prompt; the role is named where it is not the user's."""
-    texts = []
-    for message in conversation.messages:
-        role = "" if message.get("role") == "user" else f"[{message.get('role')}] "
-        texts.append(f"{role}{message.get('content') or ''}")
-    return "\n\n".join(texts)

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config import TrainConfig
-from trainer.data import dataset, published_template
+from trainer.data import published_template
 from trainer.data.chat_template import Renderer
 from trainer.data.dataset import HeldOut
 from trainer.errors import DataError, StudentError
-from trainer.evaluation import neighbours
+from trainer.evaluation import evaluated_rows, neighbours
 from trainer.evaluation.evaluate import judged_text
 from trainer.evaluation.judging import judge_answers, verifiers_of
 from trainer.evaluation.llama_server import LlamaServer, ServedAnswer, require_server, serving
@@ -91,7 +91,7 @@ def run(
     """
     files = check_choice(choice)
     renderer = Renderer(model.load_tokenizer(config.base, config.template))
-    prompts, limit = _answered(config, choice.limit)
+    prompts, limit = _answered(config, choice.limit, renderer)
     longest = max(len(ids) for ids in renderer.prompts([p.held.conversation for p in prompts]))
     threads = model.thread_count(config.train)
     results: dict[str, Any] = {"prompts": len(prompts), "threads": threads, "files": []}
@@ -106,7 +106,9 @@ def run(
     return results
 
 
-def _answered(config: TrainConfig, limit: int | None) -> tuple[list[AnsweredPrompt], int]:
+def _answered(
+    config: TrainConfig, limit: int | None, renderer: Renderer
+) -> tuple[list[AnsweredPrompt], int]:
     """Return held-out prompts with the answers of the last evaluation, and its limit of new tokens."""
     card = read_json(config.out_path / "scorecard.json")
     try:
@@ -114,7 +116,7 @@ def _answered(config: TrainConfig, limit: int | None) -> tuple[list[AnsweredProm
         rows = [json.loads(line) for line in lines]
     except (OSError, ValueError):
         rows = []
-    held_out = dataset.read(config, learns=False).held_out
+    held_out = evaluated_rows.read(config, renderer).held_out
     if not card or [row["prompt_id"] for row in rows] != [held.prompt_id for held in held_out]:
         raise DataError(
             "there are no answers to these held-out prompts",

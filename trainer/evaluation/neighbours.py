@@ -7,7 +7,7 @@ hashed to 2^18 places and weighed by TF-IDF (Salton and Buckley 1988); the simil
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,15 +31,20 @@ class Neighbour:
     similarity: float
 
 
-def _windows(text: str) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Return the hashed places of a text's windows, each once, and 1 + log of how often it occurs."""
+# The hashed places of a text's windows, each once, and 1 + log of how often it occurs.
+Windows = tuple[NDArray[np.int32], NDArray[np.float32]]
+NOTHING: Windows = (np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.float32))
+
+
+def windows(text: str) -> Windows:
+    """Return what is compared of a text."""
     folded = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
     data = np.frombuffer(folded.encode("utf-8", "replace")[:LONGEST], dtype=np.uint8)
     data = np.pad(data, (0, max(0, WINDOW - len(data)))).astype(np.uint64)
     with np.errstate(over="ignore"):
         hashed = (np.lib.stride_tricks.sliding_window_view(data, WINDOW) * _POWERS).sum(axis=1)
         mixed = (hashed ^ (hashed >> np.uint64(31))) * np.uint64(0xBF58476D1CE4E5B9)
-    places, counts = np.unique((mixed >> np.uint64(46)).astype(np.int64), return_counts=True)
+    places, counts = np.unique((mixed >> np.uint64(46)).astype(np.int32), return_counts=True)
     return places, (1 + np.log(counts)).astype(np.float32)
 
 
@@ -47,25 +52,29 @@ class TextIndex:
     """TF-IDF vectors of some texts.
 
     Args:
-        texts: at least one.
+        rows: `windows` of at least one text.
     """
 
-    def __init__(self, texts: Sequence[str]) -> None:
-        rows = [_windows(text) for text in texts]
+    def __init__(self, rows: Sequence[Windows]) -> None:
         self._starts = np.cumsum([0, *(len(places) for places, _ in rows)])
-        self._places = np.concatenate([places for places, _ in rows]).astype(np.int32)
+        self._places = np.concatenate([places for places, _ in rows])
         known = np.bincount(self._places, minlength=PLACES)
-        self._idf = (np.log((1 + len(texts)) / (1 + known)) + 1).astype(np.float32)
+        self._idf = (np.log((1 + len(rows)) / (1 + known)) + 1).astype(np.float32)
         weights = np.concatenate([weights for _, weights in rows]) * self._idf[self._places]
         norms = np.sqrt(np.add.reduceat(weights**2, self._starts[:-1]))
         self._weights = weights / np.repeat(norms, np.diff(self._starts))
+
+    @classmethod
+    def of(cls, texts: Iterable[str]) -> TextIndex:
+        """Index texts, of which there is at least one."""
+        return cls([windows(text) for text in texts])
 
     def __len__(self) -> int:
         return len(self._starts) - 1
 
     def similarities(self, text: str) -> NDArray[np.float32]:
         """Return the cosine between a text and each indexed one."""
-        places, counts = _windows(text)
+        places, counts = windows(text)
         query = np.zeros(PLACES, dtype=np.float32)
         query[places] = counts * self._idf[places]
         query /= np.sqrt((query**2).sum())

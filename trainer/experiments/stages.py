@@ -30,6 +30,7 @@ from trainer.data.chat_template import Renderer
 from trainer.data.dataset import HeldOut, Rows
 from trainer.errors import DataError
 from trainer.evaluation.evaluate import HeldOutTest, answer_limit, generate_answers, judged_text
+from trainer.evaluation.evaluated_rows import taught_lengths
 from trainer.evaluation.judging import verifiers_of
 from trainer.evaluation.scorecard import HEADLINE_SPLIT
 from trainer.experiments.power_law import Floats
@@ -145,7 +146,12 @@ class Stages:
                 remedy=f"give rows a {config.data.split_field!r} other than 'train', or set eval_share",
             )
         targets = dataset.held_out_examples(self.held_out, self._renderer, config)
-        limit = answer_limit(config, rows, targets, self._renderer)
+        limit = answer_limit(
+            config,
+            self.held_out,
+            lambda: taught_lengths(targets, rows, self._renderer, config),
+            self._renderer,
+        )
         self._test = HeldOutTest(config, self._renderer, self.held_out, targets, limit)
 
     @cached_property

@@ -42,18 +42,28 @@ def read_chosen(
         values: the values that each of these text columns may have. A column that the file lacks, or that
             holds no text, decides nothing.
     """
-    tested = [name for name in values if _is_text(file.schema_arrow, name)]
+    # Made once: there may be a hundred thousand of them.
+    tested = dict(_texts(file.schema_arrow, values))
     passed_over = 0
     for number in range(file.num_row_groups):
-        if tested and not _has_match(file, number, tested, values):
+        if tested and not _has_match(file, number, tested):
             passed_over += file.metadata.row_group(number).num_rows
             continue
         for batch in batching.batch_group(file, number, columns):
-            yield ChosenRows(batch, _mask(batch, tested, values) if tested else None, passed_over)
+            yield ChosenRows(batch, _mask(batch, tested) if tested else None, passed_over)
             passed_over = 0
     if passed_over:
         empty = pa.RecordBatch.from_pylist([], schema=pa.schema([]))
         yield ChosenRows(empty, None, passed_over)
+
+
+def _texts(schema: pa.Schema, values: Mapping[str, Collection[str]]) -> Iterator[tuple[str, pa.Array]]:
+    """Yield the columns that are tested, each with its values in the column's own type."""
+    for name, texts in values.items():
+        if _is_text(schema, name):
+            kind = schema.field(name).type
+            kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+            yield name, pa.array(list(texts), kind)
 
 
 def _is_text(schema: pa.Schema, name: str) -> bool:
@@ -65,20 +75,18 @@ def _is_text(schema: pa.Schema, name: str) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
-def _has_match(
-    file: pq.ParquetFile, number: int, tested: Sequence[str], values: Mapping[str, Collection[str]]
-) -> bool:
+def _has_match(file: pq.ParquetFile, number: int, tested: Mapping[str, pa.Array]) -> bool:
     table = file.read_row_group(number, columns=list(tested))
-    return any(pc.any(_mask(batch, tested, values)).as_py() for batch in table.to_batches())
+    return any(pc.any(_mask(batch, tested)).as_py() for batch in table.to_batches())
 
 
-def _mask(batch: pa.RecordBatch, tested: Sequence[str], values: Mapping[str, Collection[str]]) -> pa.Array:
+def _mask(batch: pa.RecordBatch, tested: Mapping[str, pa.Array]) -> pa.Array:
     """Return for each row whether all of its tested columns have one of their values."""
     mask = None
-    for name in tested:
+    for name, texts in tested.items():
         column = batch.column(name)
         if pa.types.is_dictionary(column.type):
             column = column.dictionary_decode()
-        matches = pc.is_in(column, value_set=pa.array(list(values[name]), column.type))
+        matches = pc.is_in(column, value_set=texts)
         mask = matches if mask is None else pc.and_(mask, matches)
     return mask

@@ -10,6 +10,7 @@ from tests.trainer import tiny
 from trainer.data import dataset
 from trainer.data.conversation import Conversation
 from trainer.evaluation import explorer, neighbours
+from trainer.evaluation.learned_texts import TextsInMemory
 
 
 def held(number: int, prompt: str, teacher: str | None) -> dataset.HeldOut:
@@ -24,7 +25,7 @@ def test_the_nearest_texts_are_found_in_any_script():
         "Sort these words: pear, fig",
         "ガーナの首都はどこですか",
     ]
-    index = neighbours.TextIndex(texts)
+    index = neighbours.TextIndex.of(texts)
     near = index.nearest("Tell me the capital city of Ghana!", 2)
     assert [n.place for n in near] == [0, 1]
     assert 0 < near[1].similarity < near[0].similarity < 1
@@ -33,7 +34,7 @@ def test_the_nearest_texts_are_found_in_any_script():
     assert (same.place, same.similarity) == (2, pytest.approx(1.0, abs=1e-5))
     assert index.nearest(texts[2], 1, but=2)[0].place != 2
     assert neighbours.spread(10, 3) == [0, 3, 6]
-    assert len(neighbours.TextIndex(["", "x"]).nearest("", 2)) == 2
+    assert len(neighbours.TextIndex.of(["", "x"]).nearest("", 2)) == 2
 
 
 def test_the_page_begins_with_the_largest_disagreement(tmp_path: Path):
@@ -50,7 +51,7 @@ def test_the_page_begins_with_the_largest_disagreement(tmp_path: Path):
         (pytest.approx(1 - 2 / 3), 1),
         (0.0, 0),
     ]
-    page = explorer.write_page(prompts, answers, train, tmp_path / "d.html", "me").read_text()
+    page = explorer.write_page(prompts, answers, TextsInMemory(train), tmp_path / "d.html", "me").read_text()
     assert page.index("<h2>h2</h2>") < page.index("<h2>h1</h2>")
     assert "<h2>h0</h2>" not in page
     assert "<script" not in page

@@ -129,9 +129,13 @@ class StoredRows:
                 place=str(config.base),
                 remedy="roles must be those the student's template knows",
             )
+        return StoredExamples(self.reader, self.held_out_rows[self.are_targets(config)])
+
+    def are_targets(self, config: TrainConfig) -> npt.NDArray[np.bool_]:
+        """Return which held-out prompts have an answer of the teacher that is whole and not too long."""
+        flags = self.reader.gather(self.held_out_rows, "flags")
         lengths = self.reader.gather(self.held_out_rows, "length")
-        is_target = ((flags & RowFlag.RENDERED) != 0) & (lengths <= config.train.max_length)
-        return StoredExamples(self.reader, self.held_out_rows[is_target])
+        return np.asarray(((flags & RowFlag.RENDERED) != 0) & (lengths <= config.train.max_length))
 
 
 @dataclass(frozen=True, slots=True)
