@@ -106,9 +106,7 @@ def run(
     return results
 
 
-def _answered(
-    config: TrainConfig, limit: int | None, renderer: Renderer
-) -> tuple[list[AnsweredPrompt], int]:
+def _answered(config: TrainConfig, limit: int | None, renderer: Renderer) -> tuple[list[AnsweredPrompt], int]:
     """Return held-out prompts with the answers of the last evaluation, and its limit of new tokens."""
     card = read_json(config.out_path / "scorecard.json")
     try:
