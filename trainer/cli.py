@@ -398,7 +398,7 @@ def publish(
     url: str = typer.Argument(
         ..., metavar="URL", help="s3://, gs://, az://, hf:// or file:/// and a prefix.", show_default=False
     ),
-    merged: Path | None = typer.Option(None, help="Folder of `trainer export` instead of the adapter."),
+    merged: Path | None = typer.Option(None, help="Folder of `trainer export` instead of what was trained."),
     repair: bool = typer.Option(
         False, "--repair", help="Upload files again that are missing or changed there."
     ),
@@ -428,7 +428,7 @@ def push(
     repository: str = typer.Argument(
         ..., metavar="OWNER/NAME", help="Model repository on the Hub.", show_default=False
     ),
-    merged: Path | None = typer.Option(None, help="Folder of `trainer export` instead of the adapter."),
+    merged: Path | None = typer.Option(None, help="Folder of `trainer export` instead of what was trained."),
     upload: bool = typer.Option(False, "--upload", help="Upload. Without it the files are only listed."),
     public: bool = typer.Option(False, "--public", help="Create a public repository; default: private."),
     token_env: str = typer.Option("HF_TOKEN", help="Name of the environment variable that holds the token."),

@@ -46,6 +46,10 @@ PACK_TOKENS = 2048
 # its size (counted: 4,231 at 2,048 tokens, 4,418 at 16,384): with small packs the device waits for the host.
 CUDA_PACK_TOKENS = 16_384
 
+# Default peak learning rate where all weights are trained: a tenth of an adapter's, whose weights begin at
+# zero. Published recipes for small models take 1e-5 to 2e-5.
+FULL_LR = 2e-5
+
 _LEAST = "a train.toml needs [student] base and [data] corpus"
 
 
@@ -180,14 +184,15 @@ class TrainSection(_Frozen):
 
     Attributes:
         method: what is trained: a LoRA adapter, or "full": all weights of a small student, in fp32. Then the
-            output is the folder of a model, `[lora]` has no part, and `lr` should be a tenth or less.
+            output is the folder of a model, and `[lora]` has no part.
         epochs: passes over the data.
         max_steps: optimiser steps at most; the learning rate falls over these. Absent: those of all epochs.
         batch_tokens: tokens of one optimiser step, prompts and completions together.
         pack_tokens: tokens of one forward pass; a step is one or more packs. Absent: 2,048 on the CPU,
             16,384 on CUDA; never more than a step or less than `max_length`.
         max_length: tokens of the longest example; longer ones are left out and counted.
-        lr: peak learning rate of A; that of B is `[lora] plus_ratio` times as high.
+        lr: peak learning rate of A; that of B is `[lora] plus_ratio` times as high. With `method = "full"` it
+            is that of all weights, and 2e-5 where it is left out.
         warmup: share of all steps during which the learning rate rises.
         schedule: how the learning rate falls after the warm-up.
         lr_floor: learning rate at the end of the cosine schedule, as a share of the peak.
@@ -248,6 +253,14 @@ class TrainSection(_Frozen):
     soft_weight: Annotated[float, Field(gt=0, le=1)] = 0.5
     soft_temperature: Positive = 1.0
     soft_tail: Literal["bucket", "renormalise"] = "bucket"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _all_weights_learn_slowly(cls, given: Any) -> Any:
+        """Fill in the peak learning rate of a full fine-tuning, where none is given."""
+        if isinstance(given, Mapping) and given.get("method") == "full" and "lr" not in given:
+            return {**given, "lr": FULL_LR}
+        return given
 
     @model_validator(mode="after")
     def _a_temperature_needs_the_tail(self) -> TrainSection:

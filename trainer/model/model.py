@@ -16,7 +16,7 @@ from transformers.utils import logging
 
 from trainer.config import CUDA_PACK_TOKENS, TrainConfig, TrainSection
 from trainer.errors import ConfigError, StudentError
-from trainer.model import adapter, four_bit, full_student, loading, self_test
+from trainer.model import adapter, four_bit, full_student, hopper_attention, loading, self_test
 from trainer.model.harmless import require_harmless, require_harmless_targets
 from trainer.model.loading import first_line
 from trainer.model.rows import RowLayout
@@ -125,6 +125,7 @@ def arithmetic(train: TrainSection, device: torch.device) -> Iterator[None]:
     if train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
+        hopper_attention.deactivate()
     try:
         with torch.autocast("cuda", torch.bfloat16) if in_bf16 else nullcontext():
             yield

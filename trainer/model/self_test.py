@@ -174,10 +174,11 @@ def packed_attention(device: torch.device | str, config: Any = None) -> str:
     Args:
         config: the model's text configuration; None: any model.
     """
-    can_run = varlen_attention.can_run(config or PretrainedConfig(), torch.device(device))
-    module = varlen_attention if can_run else segment_attention
-    name: str = module.register()
-    return name
+    if not varlen_attention.can_run(config or PretrainedConfig(), torch.device(device)):
+        return segment_attention.register()
+    if config is not None:
+        varlen_attention.prepare(config, torch.device(device))
+    return varlen_attention.register()
 
 
 def choose_forward(student: Any, *, place: str, may_pack: bool = True, why_not: str = "") -> StudentForward:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from transformers import AttentionInterface
 
+from trainer.model import hopper_attention
 from trainer.model.segment_attention import refuse_unknown
 
 ATTENTION_NAME = "distil_varlen"
@@ -61,9 +62,22 @@ def can_run(config: Any, device: torch.device) -> bool:
         return False
     if getattr(config, "attention_dropout", 0.0) or getattr(config, "attn_pdrop", 0.0):
         return False
+    size = _head_size(config)
+    return size is None or (size % 8 == 0 and size <= MAX_HEAD_SIZE)
+
+
+def _head_size(config: Any) -> int | None:
+    """Return the values of a head; None where a configuration doesn't say."""
     heads = getattr(config, "num_attention_heads", None)
     size = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else None)
-    return not isinstance(size, int) or (size % 8 == 0 and size <= MAX_HEAD_SIZE)
+    return size if isinstance(size, int) else None
+
+
+def prepare(config: Any, device: torch.device) -> None:
+    """Use FlashAttention 3 for a model that `can_run`, where it is installed; see `hopper_attention`."""
+    size = _head_size(config)
+    if size is not None:
+        hopper_attention.activate(device, _kernel(), size)
 
 
 # Bounds differ with every pack: traced, attention would be compiled anew for each.

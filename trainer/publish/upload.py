@@ -1,7 +1,7 @@
 """Publish a student to object storage or push it to the Hugging Face Hub, after a check of the terms.
 
-What goes: the adapter, or a folder of merged weights, as it is, with its card, NOTICE and hash tree; to
-object storage also the scorecard and the pages beside it.
+What goes: the adapter (where all weights were trained, the model), or a folder of merged weights, as it is,
+with its card, NOTICE and hash tree; to object storage also the scorecard and the pages beside it.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ def publish_student(
     options: PublishOptions | None = None,
     note: Callable[[str], None] = lambda _: None,
 ) -> Published:
-    """Publish adapter (or merged weights), scorecard and pages.
+    """Publish what was trained (or merged weights), scorecard and pages.
 
     Args:
-        merged: folder that `trainer export` wrote; None: the adapter.
+        merged: folder that `trainer export` wrote; None: the adapter, or the model of a full fine-tuning.
         note: is called with a line for each file that was uploaded.
 
     Raises:
@@ -40,7 +40,7 @@ def publish_student(
         ConfigError: there is no student. UsageError, RemoteStoreError: see `harvester.objects.publisher`.
     """
     folder = checked_folder(config, merged)
-    files = files_below(folder, f"{'adapter' if merged is None else 'merged'}/")
+    files = files_below(folder, f"{config.student_path.name if merged is None else 'merged'}/")
     for pattern in _REPORTS:
         files |= {path.name: path for path in sorted(config.out_path.glob(pattern)) if path.is_file()}
     return publish_files(config.name, files, url, options, note)
@@ -49,7 +49,7 @@ def publish_student(
 def push_student(
     config: TrainConfig, target: HubTarget, merged: Path | None = None, *, upload: bool
 ) -> Pushed:
-    """Push adapter (or merged weights) to a model repository.
+    """Push what was trained (or merged weights) to a model repository.
 
     Args:
         upload: False only says what would be sent.
@@ -68,12 +68,12 @@ def checked_folder(config: TrainConfig, merged: Path | None) -> Path:
     Raises:
         TermsRefused, FindingsError, ConfigError: see `publish_student`.
     """
-    folder = config.out_path / "adapter" if merged is None else merged
+    folder = config.student_path if merged is None else merged
     if not folder.is_dir():
         raise ConfigError(
             "there is no student here",
             place=str(folder),
-            remedy="`trainer train` writes the adapter, `trainer export` merged weights",
+            remedy=f"`trainer train` writes the {config.student_path.name}, `trainer export` other weights",
         )
     fingerprint.require_intact(folder)
     tree, _ = fingerprint.read(folder)

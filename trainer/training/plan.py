@@ -95,13 +95,15 @@ def plan(
     if sharded:
         elsewhere = estimate.base - estimate.base // processes
         estimate = replace(estimate, base=estimate.base - elsewhere, peak=estimate.peak - elsewhere)
+        notes += gathering_note(config, processes)
     if processes > 1 and probe_steps:
         notes.append("time is measured for one process only: leave --processes out")
         probe_steps = 0
     if config.is_full:
         size = 3 * estimate.adapter  # weights and two moments
         notes.append(
-            f"all weights are trained: a checkpoint takes {size / 2**20:,.1f} MiB, and the disk needs room "
+            f"all weights are trained, at a peak learning rate of {config.train.lr:g}: "
+            f"a checkpoint takes {size / 2**20:,.1f} MiB, and the disk needs room "
             f"for {checkpoint.KEEP_NEWEST + 2} of them"
         )
     free = memory.available_bytes(model.select_device(config.train), processes)
@@ -132,6 +134,20 @@ def plan(
         soft_targets=inputs.soft.as_dict() if inputs.soft else None,
     )
     return _with_measured_time(counted, config, inputs, probe_steps) if probe_steps else counted
+
+
+def gathering_note(config: TrainConfig, processes: int) -> list[str]:
+    """Say how often a sharded base is sent around, where larger packs would spare some of it.
+
+    Each pack gathers every layer twice, for its forward and its backward pass.
+    """
+    packs = -(-config.train.packs_per_step // processes)
+    if packs == 1:
+        return []
+    return [
+        f"the base is split: each process gathers all of it {2 * packs} times a step, twice for each of "
+        f"its {packs} packs: raise [train] pack_tokens (now {config.train.pack_budget:,})"
+    ]
 
 
 def _with_measured_time(

@@ -12,7 +12,16 @@ import torch
 
 from trainer.config import TrainConfig
 from trainer.data.chat_template import Example
-from trainer.model import adapter, compile, four_bit, lora_forward, model, self_test
+from trainer.model import (
+    adapter,
+    compile,
+    four_bit,
+    fused_norms,
+    hopper_attention,
+    lora_forward,
+    model,
+    self_test,
+)
 from trainer.model.losses import RowLoss, loss_and_gradient
 from trainer.model.self_test import OWN_LOGITS, StudentForward
 from trainer.model.soft_loss import SoftMix
@@ -77,6 +86,8 @@ def load_student(config: TrainConfig, largest_pack: Sequence[Example], world: Wo
     if checkpointing:
         memory.enable_checkpointing(student)
     lora_forward.replace_lora_forward(student, sharded=sharded)
+    if fuses_norms(config, device, sharded=sharded):
+        fused_norms.fuse_norms(student)
     base_bytes = fsdp.shard_base(student, device) if sharded else 0
     forward = self_test.check_student(student, config.base)
     model.require_compilable(config, forward)
@@ -102,6 +113,11 @@ def load_student(config: TrainConfig, largest_pack: Sequence[Example], world: Wo
     )
 
 
+def fuses_norms(config: TrainConfig, device: torch.device, *, sharded: bool) -> bool:
+    """Return whether norms are computed by torch's fused kernel: on CUDA, unless the compiler fuses them."""
+    return device.type == "cuda" and not (sharded or config.train.compile or config.is_full)
+
+
 def describe_setup(student: TrainableStudent, world: World) -> list[str]:
     """Describe device, dtypes, sharding and checkpointing for the operator."""
     dtype = str(model.base_dtype(student.device)).removeprefix("torch.")
@@ -111,6 +127,8 @@ def describe_setup(student: TrainableStudent, world: World) -> list[str]:
     if student.sharded:
         mebibytes = student.base_bytes / 2**20
         notes.append(f"base sharded: {mebibytes:,.1f} MiB of it in each of {world.size} processes")
+    if student.device.type == "cuda" and hopper_attention.is_active():
+        notes.append("attention by FlashAttention 3")
     if four_bit.layers_of(student.model):
         notes.append(four_bit.describe(student.model))
     if not is_full:

@@ -101,3 +101,23 @@ def test_a_student_is_pushed_after_the_terms_were_asked(student, run_trainer, mo
         code, _, _ = run_trainer("push", student, "me/student", "--upload")
         assert code != 0
         assert len(hub.requests) == sent
+
+
+def test_a_student_of_which_all_weights_were_trained_is_pushed_and_published(tmp_path, run_trainer):  # noqa: F811
+    toml = tiny.train_toml(
+        tmp_path, tiny.skill(8), train={"method": "full", "max_steps": 1}, lora={"rank": 32, "alpha": 64}
+    )
+    code, _, err = run_trainer("push", toml, "me/student")
+    assert code != 0
+    assert "out/model" in err
+    assert run_trainer("train", toml)[0] == 0
+    code, out, err = run_trainer("push", toml, "me/student", "--json")
+    assert code == 0, err
+    files = json.loads(out)["files"]
+    assert {"model.safetensors", "config.json", "README.md", fingerprint.TREE_FILE} <= set(files)
+    url = f"file://{tmp_path}/remote"
+    assert run_trainer("publish", toml, url)[0] == 0
+    fetch(url, tmp_path / "copy")
+    assert not fingerprint.verify(tmp_path / "copy" / "model")
+    weights = (tmp_path / "out" / "model" / "model.safetensors").read_bytes()
+    assert (tmp_path / "copy" / "model" / "model.safetensors").read_bytes() == weights

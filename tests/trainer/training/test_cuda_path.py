@@ -8,6 +8,8 @@ from itertools import count
 
 import pytest
 import torch
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig
 
 from tests.trainer import tiny
@@ -20,8 +22,18 @@ from trainer.data import packing
 from trainer.data.collator import collate
 from trainer.data.order import Order
 from trainer.errors import ConfigError
-from trainer.model import compile, lora_forward, losses, model, rows, self_test, varlen_attention
-from trainer.training import checkpoint, distributed, memory, reporter, step, student, train
+from trainer.evaluation import evaluate
+from trainer.model import (
+    compile,
+    lora_forward,
+    losses,
+    model,
+    rows,
+    segment_attention,
+    self_test,
+    varlen_attention,
+)
+from trainer.training import checkpoint, distributed, memory, plan, reporter, step, student, train
 from trainer.training.distributed import World
 from trainer.training.forward import pack_loss
 from trainer.training.reporter import Callbacks
@@ -320,3 +332,75 @@ def test_lines_of_the_log_come_by_time_too(tmp_path, monkeypatch):
     assert done.steps == 8
     assert logs[-1] == 8
     assert len(logs) > 1
+
+
+class Operations(TorchDispatchMode):
+    """Count operations, each of which is about one kernel launch on a device; views are none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += not function.is_view
+        return function(*args, **(kwargs or {}))
+
+
+def test_answers_on_cuda_take_fewer_operations_than_pefts_forward(tmp_path):
+    made_student = model.load_new_student(made(tmp_path), torch.device("cpu")).eval()
+    made_student.base_model.model.set_attn_implementation("sdpa")
+    with torch.no_grad():
+        for name, parameter in made_student.named_parameters():
+            if "lora" in name:
+                parameter.normal_(0, 0.1)
+            else:
+                parameter.data = parameter.bfloat16()  # as on CUDA
+
+    def step():
+        with torch.inference_mode(), Operations() as seen:
+            return made_student(input_ids=torch.arange(3, 20)[None]).logits.float(), seen.count
+
+    logits, operations = step()
+    evaluate.make_cheaper(made_student, made(tmp_path / "b"), CUDA)
+    again, fewer = step()
+    assert fewer <= operations - 2 * 14  # layers with an adapter
+    assert float((again - logits).norm() / logits.norm()) < 2e-2
+
+
+@pytest.mark.parametrize(("pack_tokens", "times"), [(128, 4), (256, 0), (512, 0)])
+def test_the_plan_says_how_often_a_split_base_is_gathered(tmp_path, pack_tokens, times):
+    """Two processes with steps of 512 tokens: two packs of 128 each, or one of 256, or one pack for both."""
+    config = made(tmp_path, batch_tokens=512, pack_tokens=pack_tokens, shard="always")
+    notes = [note for note in plan.plan(config, processes=2).notes if "gathers" in note]
+    assert len(notes) == bool(times)
+    assert not times or f"gathers all of it {times} times a step" in notes[0]
+    assert not [note for note in plan.plan(config).notes if "gathers" in note]
+
+
+def windowed(q, k, v, starts, _starts, _longest, _also, *, scale=None, window_size=(-1, -1)):
+    """What torch 2.11's kernel computes with a window, written with a mask."""
+    assert window_size[1] == 0
+    outs = []
+    for begin, end in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
+        part = [x[begin:end].transpose(0, 1)[None] for x in (q, k, v)]
+        back = torch.arange(end - begin)[:, None] - torch.arange(end - begin)[None]
+        seen = (back >= 0) & ((back <= window_size[0]) | (window_size[0] < 0))
+        out = functional.scaled_dot_product_attention(*part, attn_mask=seen, scale=scale)
+        outs.append(out[0].transpose(0, 1))
+    return torch.cat(outs)
+
+
+@pytest.mark.parametrize("window", [None, 1, 4, 64])
+def test_windows_are_those_of_the_cpu_path_within_each_document(monkeypatch, window):
+    """Windows shorter and longer than documents; four query heads for each of two key heads."""
+    monkeypatch.setattr(varlen_attention, "_kernel", lambda: windowed)
+    lengths = [9, 5, 5, 1]
+    draw = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, heads, sum(lengths), 8, generator=draw) for heads in (8, 2, 2))
+    of_cuda = varlen_attention.document_bounds(lengths, "cpu")
+    options = {"scaling": 0.3, "sliding_window": window}
+    found, _ = varlen_attention.attend(None, q, k, v, None, segments=of_cuda, **options)
+    of_cpu = rows.segments_of(lengths, "cpu")
+    module = types.SimpleNamespace(num_key_value_groups=4)
+    wanted, _ = segment_attention.attend(module, q, k, v, None, segments=of_cpu, **options)
+    assert torch.allclose(found, wanted, atol=1e-5)

@@ -228,6 +228,29 @@ def test_the_arithmetic_of_a_full_training_is_counted(tmp_path):
     assert flops.flop_counter(student, causal=False)(pack) == seen.get_total_flops() + attention
 
 
+def test_all_weights_have_a_default_learning_rate_of_their_own(tmp_path, run_trainer):  # noqa: F811
+    toml = tiny.train_toml(
+        tmp_path,
+        tiny.skill(12),
+        train={"method": "full", "max_steps": 2},
+        lora={"rank": 32, "alpha": 64},
+    )
+    text = toml.read_text(encoding="utf-8")
+    assert settings.load(toml).train.lr == 1e-2, "what is set stays"
+    toml.write_text(text.replace("lr = 0.01\n", ""), encoding="utf-8")
+    assert settings.load(toml).train.lr == settings.FULL_LR < settings.TrainSection().lr
+    code, out, _ = run_trainer("plan", toml, "--probe", 0, "--json")
+    assert code == 0
+    assert any("peak learning rate of 2e-05" in note for note in json.loads(out)["notes"])
+    # As an earlier version trained it: with the default of an adapter.
+    toml.write_text(text.replace("lr = 0.01", "lr = 2e-4"), encoding="utf-8")
+    assert run_trainer("train", toml)[0] == 0
+    toml.write_text(text.replace("lr = 0.01\n", ""), encoding="utf-8")
+    code, _, err = run_trainer("train", toml)
+    assert code != 0
+    assert "train.lr" in err
+
+
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
