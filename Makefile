@@ -93,6 +93,12 @@ test-qlora: $(STAMP)  ## train on a base in 4 bits with bitsandbytes, which it i
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(QLORA) -c constraints.txt bitsandbytes
 	PYTHONPATH=$(QLORA) $(BIN)/python -m pytest -m qlora
 
+RAY := build/ray
+
+test-ray: $(STAMP)  ## run fleets on a Ray cluster of this machine, which it installs into build/ray (250 MB); 5 minutes
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(RAY) $$(grep -E '^(ray|msgpack)==' constraints.txt)
+	PYTHONPATH=$(RAY) $(BIN)/python -m pytest -n 0 -m ray
+
 GGUF := build/gguf
 
 test-gguf: $(STAMP)  ## serve GGUF files of small students by llama.cpp, which it installs into build/gguf (140 MB)

@@ -11,6 +11,7 @@ import sys
 
 from harvester.cli import (
     attach,
+    fleet,
     harvest,
     import_prompts,
     judge,
@@ -50,6 +51,7 @@ def _root(
 
 for commands in (
     harvest,
+    fleet,
     attach,
     import_prompts,
     judge,

@@ -18,6 +18,7 @@ import orjson
 
 from harvester.api.request_key import short_digest
 from harvester.api.types import Prompt
+from harvester.config.shard import Shard
 from harvester.errors import PromptError
 from harvester.system.counted import counted
 
@@ -29,14 +30,21 @@ FEW_IDS = 5_000
 
 
 class DuplicateIds:
-    """Collects 64-bit digests of prompt ids."""
+    """Collects 64-bit digests of prompt ids.
 
-    def __init__(self) -> None:
+    Args:
+        part: collect only this part of the ids, by hash, as the other ranks of a fleet collect theirs.
+    """
+
+    def __init__(self, part: Shard | None = None) -> None:
         self._ids = array("Q")
+        self._part = part or Shard(1, 1)
 
     def note(self, prompt: Prompt) -> None:
         """Add the id of a prompt."""
-        self._ids.append(_digest(prompt.id))
+        digest = _digest(prompt.id)
+        if digest % self._part.of == self._part.rank:
+            self._ids.append(digest)
 
     def repeated(self) -> array[int]:
         """Return digests that occurred more than once, ascending, each once."""

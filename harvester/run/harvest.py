@@ -22,6 +22,7 @@ from harvester.config.transport import Transport
 from harvester.errors import Ending, HarvesterError, NotSent, Parked, PromptError
 from harvester.observe.counters import Counters, PassLimits, PassResult, Snapshot, snapshot
 from harvester.run.accept import Acceptance, AcceptSetup
+from harvester.run.allotment import Dealing, allotted
 from harvester.run.canary_store import CanaryStore
 from harvester.run.canary_task import CanaryTask
 from harvester.run.control.settings import RuntimeSettings
@@ -76,7 +77,8 @@ class PassSetup:
     `complain` notes an error that does not end the pass. `batch_clock` governs polls and the age of
     batches; None is `clock`. `config_path` is the path of harvest.toml, which other harvests show. `hold`
     is what the sealing beside the pass respects. `canaries` keeps what checks of several addresses are
-    answered; None for no such checks. `root` is the folder of harvest.toml.
+    answered; None for no such checks. `root` is the folder of harvest.toml. `dealing` is how limits and
+    budget are asked of a coordinator; None where they are the pass's own.
     """
 
     config: HarvestConfig
@@ -94,6 +96,7 @@ class PassSetup:
     hold: SealHold = field(default_factory=SealHold)
     canaries: CanaryStore | None = None
     root: Path = Path()
+    dealing: Dealing | None = None
 
 
 async def harvest(
@@ -127,7 +130,10 @@ async def harvest(
             others = None if shared is None else shared.gauges
             endpoints = parts.teacher.endpoints
             replicas = endpoints.gauges if parts.replicas is None else parts.replicas.gauges
-            on_settings(RuntimeSettings(endpoints, limit, replicas, cancel_batches, others))
+            is_dealt = setup.dealing is not None
+            on_settings(
+                RuntimeSettings(endpoints, limit, replicas, cancel_batches, others, is_dealt=is_dealt)
+            )
             return await _Pass(setup, parts, batches, on_progress).run(feed, canary)
 
 
@@ -227,7 +233,7 @@ def _replica_watch(setup: PassSetup, endpoints: Endpoints, unproven: Unproven) -
 @contextlib.asynccontextmanager
 async def _shared_limits(setup: PassSetup, parts: PassParts) -> AsyncIterator[SharedLimits | None]:
     """Share the limits with other harvests during the block; None where that is switched off."""
-    if not setup.config.run.share_limits:
+    if not setup.config.run.share_limits and setup.dealing is None:
         yield None
         return
     endpoints = parts.teacher.endpoints
@@ -238,6 +244,10 @@ async def _shared_limits(setup: PassSetup, parts: PassParts) -> AsyncIterator[Sh
         changed=endpoints.recheck,
         complain=setup.complain,
     )
+    if setup.dealing is not None:
+        async with allotted(setup.dealing, endpoints, shared, parts.ending.draining):
+            yield shared
+        return
     await shared.join()
     renewing = asyncio.create_task(shared.watch())
     try:

@@ -34,6 +34,7 @@ from harvester.prompts import bad_lines, completed_files, file_versions
 from harvester.prompts.feed import PromptFeed
 from harvester.run import endings, schedule_watch, terms_watch
 from harvester.run.accept import AcceptSetup, prepare_accept
+from harvester.run.allotment import Dealing, Exchange
 from harvester.run.canary_store import CanaryStore
 from harvester.run.canary_task import CanaryContext, CanaryTask
 from harvester.run.control import server
@@ -70,6 +71,7 @@ async def run(
     batch_clock: Clock | None = None,
     *,
     requests: StopRequests | None = None,
+    exchange: Exchange | None = None,
 ) -> Summary:
     """Harvest until an ending; every ending is recorded, sealed and reported.
 
@@ -79,6 +81,7 @@ async def run(
         batch_clock: governs polls and the age of batches; None is `clock`.
         requests: how the program around the run ends it, which then leaves that program's signal handlers,
             garbage collection and service manager alone. None: the process is the run's own.
+        exchange: asks the coordinator of a fleet for limits and budget; None: they are the run's own.
 
     Raises:
         HarvesterError: nothing could start (store held, disk unfit, teacher unreachable), the teacher
@@ -87,7 +90,7 @@ async def run(
     with StoreLock(prepared.store, started_at=time.time()):
         writer = GroupCommit(Journal.open(prepared.store))
         try:
-            host = Host(prepared, watch, requests)
+            host = Host(prepared, watch, requests, exchange)
             parts = await _open(host, writer, clock or SystemClock(), batch_clock)
             return await _run(parts)
         finally:
@@ -138,6 +141,7 @@ class Host:
     prepared: Prepared
     watch: Watch
     requests: StopRequests | None
+    exchange: Exchange | None = None
 
     def notifier(self) -> ServiceNotifier:
         """Return what tells the service manager of the process; nothing if the process is another's."""
@@ -415,6 +419,7 @@ async def _pass(parts: RunParts, signals: Signals) -> tuple[PassResult, Harveste
 async def _harvest(parts: RunParts) -> PassResult:
     prepared = parts.prepared
     accept = await asyncio.to_thread(_accept, parts)
+    exchange, control = parts.host.exchange, parts.control
     setup = PassSetup(
         accept=accept,
         config=prepared.config,
@@ -431,6 +436,7 @@ async def _harvest(parts: RunParts) -> PassResult:
         hold=parts.hold,
         canaries=parts.canaries,
         root=prepared.root,
+        dealing=None if exchange is None else Dealing(exchange, control.pause, control.resume),
     )
 
     def on_settings(settings: RuntimeSettings) -> None:

@@ -21,6 +21,7 @@ from harvester.config import schedule as hours
 from harvester.config.config import HarvestConfig
 from harvester.config.overrides import Overrides
 from harvester.config.schedule import OpeningHours
+from harvester.config.shard import Shard
 from harvester.config.teacher_section import BatchApiSection, api_key
 from harvester.config.transport import Transport
 from harvester.errors import ConfigError, NoPrompts, PromptError, StoreError
@@ -107,7 +108,11 @@ class Prepared:
             )
         return [
             f"teacher {teacher.model} at {teacher.base_url}",
-            *([f"shard   {sharding.note(self.config)}"] if self.config.run.shard else []),
+            *(
+                [f"shard   {sharding.note(self.config, is_dealt=self.flags.is_dealt)}"]
+                if self.config.run.shard
+                else []
+            ),
             *(f"proxy   {host} (from the environment)" for host in proxies),
             f"terms   {self.verdict.summary()}",
             f"rows    {self.rows_total:,} (prompts x samples) into {self.store}",
@@ -136,7 +141,7 @@ def prepare(path: Path, flags: Overrides | None = None) -> Prepared:
     _check_requests(config, path)
     _check_canaries(config, root)
     rules = rules_of(config.prompts, root)
-    prompts = _check_prompts(config, root, rules, watch=flags.watch, retries=flags.retries)
+    prompts = _check_prompts(config, root, rules, flags)
     return Prepared(
         path=path,
         config=config,
@@ -237,9 +242,7 @@ class _PromptTotals:
     skipped: SkippedPrompts = field(default_factory=SkippedPrompts)
 
 
-def _check_prompts(
-    config: HarvestConfig, root: Path, rules: RowRules, *, watch: bool, retries: bool
-) -> _PromptTotals:
+def _check_prompts(config: HarvestConfig, root: Path, rules: RowRules, flags: Overrides) -> _PromptTotals:
     """Count the prompts; read them all, unless an earlier run completed the same files.
 
     Raises:
@@ -250,16 +253,25 @@ def _check_prompts(
     # What [prompts] dedupe and [decontaminate] skip is listed anew by each run.
     asks_apart = config.canary.prompts is not None or config.accept is not None
     asks_apart = asks_apart or config.skips_prompts
-    always_read = watch or retries or asks_apart
+    always_read = flags.watch or flags.retries or asks_apart
     digest = None if always_read else completed_files.digest_of(config, root, rules)
     known = completed_files.look_up(root / config.store.path, digest)
     if known is not None:
         return _PromptTotals(known.rows, known.input_tokens, digest=digest)
-    return replace(_read_prompts(config, root, rules, watch=watch), digest=digest)
+    # All ranks of a fleet check their prompts before one of them sends.
+    part = Shard.parse(config.run.shard) if flags.is_dealt and config.run.shard else None
+    totals = _read_prompts(config, root, rules, DuplicateIds(part), watch=flags.watch)
+    return replace(totals, digest=digest)
 
 
-def _read_prompts(config: HarvestConfig, root: Path, rules: RowRules, *, watch: bool) -> _PromptTotals:
-    """Read every prompt; refuse two different prompts with one id, unless the run watches its files."""
+def _read_prompts(
+    config: HarvestConfig, root: Path, rules: RowRules, ids: DuplicateIds, *, watch: bool
+) -> _PromptTotals:
+    """Read every prompt; refuse two different prompts with one id, unless the run watches its files.
+
+    Args:
+        ids: collects ids; none has been collected yet.
+    """
     if watch and config.skips_prompts:
         raise ConfigError(
             "a run that watches its prompts can't use [prompts] dedupe or [decontaminate]",
@@ -268,7 +280,7 @@ def _read_prompts(config: HarvestConfig, root: Path, rules: RowRules, *, watch: 
         )
     screen, own = PromptScreen(config, root, rules), OwnPrompts(config)
     rows, tokens, notes = 0, 0, PromptNotes()
-    ids, max_bad = DuplicateIds(), config.prompts.max_bad
+    max_bad = config.prompts.max_bad
     bad = BadLines(max_bad)
     # A watching run may name files that are not there yet.
     for files in [(pattern,) for pattern in config.prompts.files] if watch else [config.prompts.files]:

@@ -3,7 +3,7 @@
 Each of n shards gets 1/n of the rate limits, of the requests in flight, and of every ceiling in tokens and
 USD, on the command line too. The parts never add up to more than the whole: what n shards can't share is
 refused. Limits that the teacher does not state are learned by each. Time, hours, and `--limit` hold for each
-shard as they are.
+shard as they are. Ranks of a fleet share limits and budget otherwise (`allotment`).
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from dataclasses import replace
 from typing import Any
 
 from harvester.api.max_tokens import positive_max_tokens_of
-from harvester.config.config import HarvestConfig
+from harvester.config.config import HarvestConfig, StoreSection
 from harvester.config.overrides import Overrides
-from harvester.config.run_section import CeilingSection
+from harvester.config.run_section import AcceptSection, CeilingSection
 from harvester.config.shard import Shard
 from harvester.config.teacher_section import LimitsSection, RateLimitsSection, ReplicaSection
 from harvester.errors import ConfigError
@@ -44,6 +44,8 @@ def with_shard(config: HarvestConfig, flags: Overrides) -> tuple[HarvestConfig, 
             remedy='name the way, as in via = "echo", before the harvest is split',
         )
     _require_parts(config, flags, shard)
+    if flags.is_dealt:
+        return _with_keys(config, shard), replace(flags, shard=str(shard))
     budget: dict[str, Any] = {name: _ceiling(getattr(config.budget, name), shard) for name in _SPANS}
     top = _ceiling(config.budget, shard)
     changes: dict[str, Any] = {
@@ -53,16 +55,38 @@ def with_shard(config: HarvestConfig, flags: Overrides) -> tuple[HarvestConfig, 
                 "replica": tuple(_replica(replica, shard) for replica in config.teacher.replica),
             }
         ),
-        "store": config.store.model_copy(update={"path": shard.store(config.store.path)}),
+        "store": _store(config.store, shard),
         "run": config.run.model_copy(update={"shard": str(shard)}),
         "budget": config.budget.model_copy(update={**budget, "usd": top.usd, "tokens": top.tokens}),
     }
-    if config.accept is not None and config.accept.until is not None:
-        until = shard.count(config.accept.until)
-        changes["accept"] = config.accept.model_copy(update={"until": until})
+    if config.accept is not None:
+        changes["accept"] = _accept(config.accept, shard)
     tokens = None if flags.tokens is None else shard.count(flags.tokens)
     usd = None if flags.usd is None else flags.usd / shard.of
     return config.model_copy(update=changes), replace(flags, shard=str(shard), tokens=tokens, usd=usd)
+
+
+def _with_keys(config: HarvestConfig, shard: Shard) -> HarvestConfig:
+    """Return the configuration of a shard whose limits and budget are those of the whole harvest."""
+    changes: dict[str, Any] = {
+        "store": _store(config.store, shard),
+        "run": config.run.model_copy(update={"shard": str(shard), "share_limits": False}),
+    }
+    if config.accept is not None:
+        changes["accept"] = _accept(config.accept, shard)
+    return config.model_copy(update=changes)
+
+
+def _store(store: StoreSection, shard: Shard) -> StoreSection:
+    """Return a store of the shard's own, and a mirror of its own: each holds one store."""
+    mirror = shard.store(store.mirror) if store.mirror else ""
+    return store.model_copy(update={"path": shard.store(store.path), "mirror": mirror})
+
+
+def _accept(accept: AcceptSection, shard: Shard) -> AcceptSection:
+    if accept.until is None:
+        return accept
+    return accept.model_copy(update={"until": shard.count(accept.until)})
 
 
 def _require_parts(config: HarvestConfig, flags: Overrides, shard: Shard) -> None:
@@ -98,7 +122,7 @@ def _require_parts(config: HarvestConfig, flags: Overrides, shard: Shard) -> Non
     limit = {} if sampling.max_tokens is None else {"max_tokens": sampling.max_tokens}
     # What the answer to one request may take, where the file says so. A scored text has no answer.
     answer = 0 if config.score is not None else positive_max_tokens_of({**limit, **sampling.extra})
-    for place, tokens in _token_ceilings(config, flags):
+    for place, tokens in () if flags.is_dealt else _token_ceilings(config, flags):
         part = tokens // shard.of
         if shard.of > 1 and part < max(1, answer):
             needed = f"one answer may take {answer:,} ([sampling] max_tokens)" if answer else "it is below 1"
@@ -150,9 +174,11 @@ def _ceiling(ceiling: CeilingSection, shard: Shard) -> CeilingSection:
     )
 
 
-def note(config: HarvestConfig) -> str:
+def note(config: HarvestConfig, *, is_dealt: bool = False) -> str:
     """Say what part of the harvest a shard makes."""
     shard = Shard.parse(config.run.shard or "1/1")
+    if is_dealt:
+        return f"{shard}: limits and budget are dealt out to it by what it can use"
     limits = config.teacher.limits
     return (
         f"{shard}: 1/{shard.of} of the rate limits, of the budget and of the requests in flight "

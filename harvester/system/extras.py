@@ -13,6 +13,7 @@ DISTRIBUTION: Final = "blackbox-distillation"
 PACKAGES: Final = {
     "train": ("torch", "transformers", "peft", "safetensors", "tokenizers", "numpy"),
     "batch": ("openai",),
+    "ray": ("ray",),
     "hub": ("huggingface_hub",),
     "qlora": ("bitsandbytes",),
     "board": ("tensorboard",),

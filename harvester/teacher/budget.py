@@ -79,6 +79,10 @@ class Ceiling:
         """Change the ceiling in dollars from now on."""
         self.microusd = int(usd * 1_000_000)
 
+    def set_limits(self, tokens: int | None, microusd: int | None) -> None:
+        """Change both ceilings from now on; None for none."""
+        self.tokens, self.microusd = tokens, microusd
+
     def as_dict(self, reserved: Amounts = NOTHING) -> dict[str, float | None]:
         """Return ceilings, what was spent, what is left and when the span ends; None for none."""
         tokens_left, microusd_left = (
@@ -105,12 +109,25 @@ class Budget:
     Attributes:
         ceilings: by span.
         reserved: (tokens, micro-dollars) of the requests in flight.
+        may_grow: whether ceilings are parts of larger ones that may grow: what exceeds one waits then.
+        short: what the smallest request wanted that had to wait since `take_short`; None where none had to.
     """
 
     def __init__(self, *ceilings: Ceiling) -> None:
         self.ceilings = {span: Ceiling(span) for span in BudgetSpan}
         self.ceilings |= {ceiling.span: ceiling for ceiling in ceilings}
         self.reserved = NOTHING
+        self.may_grow = False
+        self.short: Amounts | None = None
+
+    def expect_more(self, expected: bool) -> None:
+        """Let what exceeds a ceiling wait, since the ceilings may grow; or no longer."""
+        self.may_grow = expected
+
+    def take_short(self) -> Amounts | None:
+        """Return `short`, and forget it."""
+        short, self.short = self.short, None
+        return short
 
     def start_new_spans(self, wall: float) -> None:
         """Begin a new day and a new month once the last one is over. `wall` is now in Unix seconds."""
@@ -120,9 +137,10 @@ class Budget:
     def reserve(self, tokens: int, microusd: int) -> Reservation:
         """Reserve both amounts in every span, or in none."""
         wanted = (tokens, microusd)
-        if self.exhausted(wanted) is not None:
+        if not self.may_grow and self.exhausted(wanted) is not None:
             return Reservation.NEVER
         if any(ceiling.lacks(wanted, self.reserved) for ceiling in self.ceilings.values()):
+            self.short = wanted if self.short is None else min(self.short, wanted)
             return Reservation.LATER
         self.reserved = _sum(self.reserved, wanted)
         return Reservation.GRANTED

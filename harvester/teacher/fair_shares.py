@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
+
+Name = TypeVar("Name")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,13 +23,13 @@ class Want:
     demand: float = math.inf
 
 
-def divide(wants: Mapping[str, Want]) -> dict[str, float]:
+def divide(wants: Mapping[Name, Want]) -> dict[Name, float]:
     """Return the share of each harvest; together they are 1.
 
     Nobody gets more than it wants while another one wants more. What all of them leave is divided by weight,
     so that a demand that rises is not held back.
     """
-    shares: dict[str, float] = {}
+    shares: dict[Name, float] = {}
     left, waiting = 1.0, dict(wants)
     while waiting:
         unit = left / sum(want.weight for want in waiting.values())

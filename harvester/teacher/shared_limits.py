@@ -149,13 +149,26 @@ class SharedLimits:
         ledger = self._ledger
         if ledger is None:
             return
-        for lease in self._leases.values():
+        for url, lease in self._leases.items():
             lease.row = _renewed(lease, self._clock.now())
-            share, lease.others = await asyncio.to_thread(ledger.renew, lease.row)
-            self._apply(lease, share, self._clock.now())
+            share, others = await asyncio.to_thread(ledger.renew, lease.row)
+            self.apply(url, share, others)
         self._renewed_at = self._clock.now()
 
-    def _apply(self, lease: _Lease, share: float, now: float) -> None:
+    def rows(self) -> dict[str, LedgerRow]:
+        """Return what each address has, wants and has learned now, by base URL."""
+        for lease in self._leases.values():
+            lease.row = _renewed(lease, self._clock.now())
+        return {url: lease.row for url, lease in self._leases.items()}
+
+    def apply(self, url: str, share: float, others: list[LedgerRow]) -> None:
+        """Use this share at an address from now on, and what others have learned about its rate.
+
+        Args:
+            others: the rows of the other harvests there.
+        """
+        lease, now = self._leases[url], self._clock.now()
+        lease.others = others
         limiter = lease.limiter
         is_changed = share != limiter.share
         limiter.set_share(share, now)

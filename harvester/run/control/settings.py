@@ -100,6 +100,7 @@ class RuntimeSettings:
         replicas: returns the state of each endpoint, where there are several.
         cancel_batches: lets the pass cancel its batches when it ends; None where it has none.
         others: returns which other harvests share the limits; None where none can.
+        is_dealt: whether a coordinator deals out limits and budget, so that nobody else may change them.
     """
 
     def __init__(
@@ -109,7 +110,10 @@ class RuntimeSettings:
         replicas: Callable[[], list[dict[str, Any]]],
         cancel_batches: Callable[[], None] | None = None,
         others: Callable[[], list[dict[str, Any]]] | None = None,
+        *,
+        is_dealt: bool = False,
     ) -> None:
+        self._is_dealt = is_dealt
         self._others = others
         self._replicas = replicas
         self._endpoints = endpoints
@@ -136,6 +140,11 @@ class RuntimeSettings:
             ConfigError: unknown name or impossible value; nothing was changed.
         """
         value = parse_setting(name, text)
+        if self._is_dealt:
+            raise ConfigError(
+                "limits and budget of this rank are dealt out by its fleet",
+                remedy="stop the fleet, change harvest.toml, and start it again: it goes on where it was",
+            )
         if isinstance(value, BudgetValue):
             message = self._set_budget(_BUDGETS[name], value)
         elif name in _LIMITS:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harvester.api.types import Prompt
+from harvester.config.shard import Shard
 from harvester.prompts import duplicate_ids
 from harvester.prompts.duplicate_ids import DuplicateIds, clash
 
@@ -68,3 +69,15 @@ def test_a_file_given_twice_is_held_in_a_few_bytes_a_row() -> None:
     finally:
         tracemalloc.stop()
     assert peak / (2 * rows) < 40
+
+
+def test_ranks_of_a_fleet_find_together_what_one_run_finds() -> None:
+    prompts = [Prompt(id=f"p{n % 90}", messages=({"role": "user", "content": str(n)},)) for n in range(100)]
+    whole, parts = DuplicateIds(), [DuplicateIds(Shard(number, 4)) for number in range(1, 5)]
+    for prompt in prompts:
+        for ids in (whole, *parts):
+            ids.note(prompt)
+    found = [set(ids.repeated()) for ids in parts]
+    assert set.union(*found) == set(whole.repeated())
+    assert sum(map(len, found)) == 10
+    assert len([one for one in found if one]) > 1

@@ -1,0 +1,159 @@
+"""`harvester fleet`: one harvest on the machines of a Ray cluster."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from harvester.cli.console import JSON, emit, log_as_json, message, progress_display
+from harvester.config.budget_spans import BudgetSpan
+from harvester.errors import HarvesterError, StoreError
+from harvester.library import HarvestOptions
+from harvester.system.counted import counted
+
+if TYPE_CHECKING:
+    from harvester.fleet.driver import FleetSummary
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command of this module to `app`."""
+    app.command(epilog="Example: harvester fleet my-run/harvest.toml --address auto")(fleet)
+
+
+def fleet(
+    config: Path = typer.Argument(..., metavar="CONFIG", help="Path of a harvest.toml.", show_default=False),
+    address: str | None = typer.Option(
+        None, help="Address of a Ray cluster, or auto; default: one is started on this machine."
+    ),
+    ranks: int | None = typer.Option(
+        None, help="How many processes share the prompts; default: one for each machine of the cluster."
+    ),
+    max_usd: float | None = typer.Option(None, help="Most that all ranks together may cost."),
+    max_tokens: int | None = typer.Option(None, help="Most tokens all ranks together may use."),
+    budget_per: BudgetSpan = typer.Option(
+        BudgetSpan.RUN,
+        help="What --max-usd, --max-tokens and the ceilings of one run in [budget] hold for instead.",
+    ),
+    max_runtime: str | None = typer.Option(None, help="Stop after this time: 90s, 30m, 2h."),
+    grace: float | None = typer.Option(None, help="Seconds to wait for answers in flight after a signal."),
+    epoch: int | None = typer.Option(None, help="A new number asks every prompt once more, on purpose."),
+    retry_dead: bool = typer.Option(False, "--retry-dead", help="Ask again for failed rows."),
+    pay_again: bool = typer.Option(
+        False, "--pay-again", help="Begin a new store for a rank whose own can't be reached."
+    ),
+    merge: bool = typer.Option(
+        False, "--merge", help="Merge the stores of all ranks into [store] path when all rows are done."
+    ),
+    log_json: bool = typer.Option(False, "--log-json", help="Print JSON records on stderr, one a line."),
+    as_json: bool = JSON,
+) -> None:
+    """Harvest on several machines by Ray: one rank each, with one set of limits and one budget.
+
+    Run the same command again to resume. Needs the extra `ray`.
+    """
+    from harvester.fleet import driver
+    from harvester.run import signals
+    from harvester.system.extras import require
+
+    if log_json:
+        log_as_json()
+    require("ray", "harvester fleet")
+    signals.end_at_once()
+    harvest = HarvestOptions(
+        max_usd=max_usd,
+        max_tokens=max_tokens,
+        budget_per=budget_per.value,
+        max_runtime=max_runtime,
+        grace=grace,
+        epoch=epoch,
+        retry_dead=retry_dead,
+    )
+    options = driver.FleetOptions(address, ranks, pay_again, harvest)
+    with progress_display(0, "fleet") as show:
+        summary = driver.run(config, options, show, message)
+    lines = _lines(summary, config)
+    merged = _merge(summary, config) if merge and summary.exit_code == 0 else None
+    if merged is not None:
+        lines.append(merged[1])
+    elif summary.exit_code in (0, 3):
+        stores = " ".join(map(shlex.quote, summary.stores))
+        lines.append(f"merge with: harvester merge {stores} {shlex.quote(str(_whole(config)))}")
+    try:
+        emit({**_data(summary), **({} if merged is None else merged[0])}, lines, as_json=as_json)
+    except StoreError as error:
+        message(str(error))  # the exit code is that of the fleet, whether or not its result could be printed
+    raise typer.Exit(summary.exit_code)
+
+
+def _whole(config: Path) -> Path:
+    from harvester.config.config import load
+
+    return (config.resolve().parent / load(config).store.path).resolve()
+
+
+def _merge(summary: FleetSummary, config: Path) -> tuple[dict[str, Any], str]:
+    """Merge the stores that lie here; return what to print."""
+    from harvester.store.maintain.merge import merge
+
+    absent = [store for store in summary.stores if not Path(store).is_dir()]
+    if absent:
+        return {"merged": None}, (
+            f"not merged: {', '.join(absent)} do not lie on this machine; copy or `harvester publish` them, "
+            "then use `harvester merge`"
+        )
+    out = _whole(config)
+    try:
+        merged = merge([Path(store) for store in summary.stores], out)
+    except HarvesterError as error:
+        return {"merged": None}, f"not merged: {error}"
+    line = f"merged {counted(merged.answers, 'answer')} and {merged.failed:,} failed rows into {out}"
+    return {"merged": str(out)}, line
+
+
+def _data(summary: FleetSummary) -> dict[str, Any]:
+    status = summary.status
+    names = ("rows_total", "requests_sent", "answers_stored", "from_cache", "dead", "cost_microusd")
+    return {
+        "exit_code": summary.exit_code,
+        "ending": status["state"],
+        **{name: status.get(name) for name in names},
+        "ranks": [{**view, **_outcome(summary.ranks[number])} for number, view in enumerate(status["ranks"])],
+        "stores": list(summary.stores),
+        "folder": summary.folder,
+        "messages": summary.exchanges,
+        "message_bytes": summary.message_bytes,
+    }
+
+
+def _outcome(outcome: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: outcome[name] for name in ("exit_code", "ending", "error", "detail") if outcome.get(name)}
+
+
+def _lines(summary: FleetSummary, config: Path) -> list[str]:
+    status = summary.status
+    lines = [
+        f"{status['state']}: {counted(status['requests_sent'], 'request')} sent, "
+        f"{counted(status['answers_stored'], 'answer')} stored, {status['from_cache']:,} from cache, "
+        f"{status['dead']:,} failed, cost ${status['cost_microusd'] / 1e6:.4f}, by "
+        f"{counted(len(summary.ranks), 'rank')}"
+    ]
+    for view, outcome in zip(status["ranks"], summary.ranks.values(), strict=True):
+        lost = f", lost {view['losses']}x" if view["losses"] else ""
+        where = f"answers in {view['store']} on {view['host']}" if view["store"] else "nothing was sent"
+        lines.append(
+            f"rank {view['rank']}: {outcome.get('ending', view['state'])}{lost}, "
+            f"{view['rows_done']:,} of {view['rows_total']:,} rows, {where}"
+        )
+        if error := outcome.get("error"):
+            place = f"{error['place']}: " if error["place"] else ""
+            lines.append(f"  {place}{error['message']} ({error['remedy']})")
+        elif outcome.get("detail"):
+            lines.append(f"  why: {outcome['detail']}")
+    lines.append(f"status lies in {summary.folder}/status.json")
+    if summary.exit_code not in {0, 3}:
+        lines.append(f"resume with: harvester fleet {shlex.quote(str(config))}")
+    return lines

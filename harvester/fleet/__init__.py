@@ -1,0 +1,1 @@
+"""A harvest on several machines: ranks are actors of a Ray cluster, a coordinator deals out limits."""

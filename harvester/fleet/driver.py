@@ -1,0 +1,515 @@
+"""Run a fleet: place its ranks on the machines of a cluster, watch them, replace lost ones, end them all."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from harvester import library
+from harvester.config import config as settings
+from harvester.config.config import HarvestConfig
+from harvester.config.overrides import Overrides
+from harvester.config.shard import MOST_SHARDS, Shard
+from harvester.config.transport import Transport
+from harvester.errors import ConfigError, HarvesterError, RunState
+from harvester.fleet import cluster as processes
+from harvester.fleet.cluster import Actor, Cluster, Node, RankLost, connected, is_ready, result
+from harvester.fleet.folder import FleetState, folder_of, read_state, require_ranks, write_state
+from harvester.fleet.signals import Requests
+from harvester.fleet.status import RankView, exit_code_of, fleet_status, overall_state
+from harvester.observe.counters import PassLimits
+from harvester.observe.status import write_status
+from harvester.run import prepare
+from harvester.run.sharding import with_shard
+from harvester.store.journal.lock import StoreLock
+from harvester.system.version import __version__
+from harvester.teacher.limit_ledger import LEAST
+from harvester.teacher.policies import build_budget, require_rate_within_patience
+
+Watch = Callable[[Mapping[str, Any]], None]
+Note = Callable[[str], None]
+
+LOOK_S = 0.25
+# Seconds between two looks at each rank, and between two writes of the state.
+POLL_S, SAVE_S = 1.0, 2.0
+# A rank that is lost this often, with nothing stored in between, ends the fleet.
+MOST_LOSSES = 3
+# Exit codes of errors that all ranks would meet: configuration, teacher, terms.
+_OF_ALL = frozenset({2, 4, 77})
+# Outcome of a rank that was not begun before the fleet was to end.
+_NOTHING_SENT: Mapping[str, Any] = {"exit_code": 0, "ending": "interrupted", "lines": []}
+# Seconds after which a rank that does not begin gets a note.
+SLOW_S = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class FleetOptions:
+    """How a fleet is run.
+
+    Attributes:
+        address: of the Ray cluster; None starts one on this machine.
+        ranks: how many; None for as many as there are machines.
+        pay_again: begin a new store for a rank whose own can't be reached.
+        harvest: options of the harvest, for each rank.
+    """
+
+    address: str | None
+    ranks: int | None
+    pay_again: bool
+    harvest: library.HarvestOptions
+
+
+@dataclass(frozen=True, slots=True)
+class FleetSummary:
+    """How a fleet ended.
+
+    Attributes:
+        ranks: the summary or error of each rank, by number.
+        stores: their folders.
+        status: the last one.
+    """
+
+    exit_code: int
+    ranks: Mapping[int, Mapping[str, Any]]
+    stores: tuple[str, ...]
+    status: Mapping[str, Any]
+    folder: str
+    exchanges: int
+    message_bytes: int
+
+
+def run(config: Path, options: FleetOptions, watch: Watch, note: Note) -> FleetSummary:
+    """Harvest with a fleet until all ranks have ended; the same call resumes.
+
+    Args:
+        config: path of harvest.toml, which every machine finds under the same path.
+        watch: is called with each status.
+        note: is called with a line for the operator.
+
+    Raises:
+        ConfigError, PromptError, TermsRefused: nothing was sent.
+        HarvesterError: the cluster can't be used, or another fleet holds the folder.
+    """
+    loaded, flags = checked(config, options)
+    folder = folder_of((config.resolve().parent / loaded.store.path).resolve())
+    with StoreLock(folder, started_at=time.time()):
+        state = read_state(folder)
+        require_ranks(state, options.ranks, folder)
+        known = options.ranks or (None if state is None else state.ranks)
+        with connected(options.address, known or 1) as cluster:
+            state = state or _found(config, cluster, options.ranks)
+            _require_divisible(config, loaded, flags, state.ranks)
+            fleet = _Fleet(config, loaded, flags, options, cluster, state, folder)
+            with Requests.installed() as requests:
+                return fleet.run(requests, watch, note)
+
+
+def _found(config: Path, cluster: Cluster, ranks: int | None) -> FleetState:
+    """Return the state of a fleet that left none here: its stores are looked for on all machines.
+
+    Raises:
+        ConfigError: stores of another number of ranks are there.
+    """
+    nodes = cluster.nodes()
+    hosts: dict[int, str] = {}
+    begun: set[int] = set()
+    for node in nodes:
+        for shard in map(Shard.parse, cluster.stores_at(node, config.resolve())):
+            begun.add(shard.of)
+            hosts[shard.rank] = node.host
+    number = ranks or (begun.pop() if len(begun) == 1 else len(nodes))
+    if others := begun - {number}:
+        raise ConfigError(
+            f"stores of a split into {min(others)} are there: {number} ranks would ask again for what they "
+            "hold",
+            place="--ranks",
+            remedy="name that number; or merge these stores, name the result in [store] read_also, and move "
+            "them away",
+        )
+    return FleetState(number, hosts)
+
+
+def checked(config: Path, options: FleetOptions) -> tuple[HarvestConfig, Overrides]:
+    """Check what costs nothing and needs no cluster: configuration, options, terms.
+
+    Raises:
+        ConfigError, TermsRefused: a fleet could not run this.
+    """
+    loaded, flags = settings.load(config), library.overrides(options.harvest)
+    flags.require(priced=loaded.teacher.price is not None)
+    prepare.gate(loaded, config.resolve().parent).require()
+    if options.ranks is not None and not 1 <= options.ranks <= MOST_SHARDS:
+        raise ConfigError(f"{options.ranks} is no number of ranks", place="--ranks", remedy="as in --ranks 4")
+    if loaded.run.shard is not None:
+        raise ConfigError("a shard can't be split again", place="run.shard", remedy="leave it out")
+    if (flags.transport or loaded.run.transport) is not Transport.ONLINE:
+        raise ConfigError(
+            "the ranks of a fleet ask one by one, not in batches",
+            place="run.transport",
+            remedy='transport = "online"; or split the harvest with `harvester run --shard`',
+        )
+    if loaded.score is not None:
+        raise ConfigError(
+            "a fleet can't score texts",
+            place="score",
+            remedy="split the harvest with `harvester run --shard`",
+        )
+    return loaded, flags
+
+
+def _require_divisible(config: Path, loaded: HarvestConfig, flags: Overrides, ranks: int) -> None:
+    """Refuse limits that so many ranks can't share."""
+    with_shard(loaded, replace(flags, shard=f"1/{ranks}", is_dealt=True))
+    for name, value in loaded.teacher.limits.model_dump().items():
+        if value is not None and name.endswith("_per_minute"):
+            require_rate_within_patience(
+                name,
+                value * LEAST,
+                ranks * len(loaded.teacher.base_urls),
+                loaded.run.patience_s,
+                place=f"{config}: teacher.limits, divided by {ranks} ranks",
+            )
+
+
+@dataclass(slots=True)
+class _Member:
+    """One rank: its process, the call that is under way, and what is known.
+
+    Attributes:
+        phase: "waiting" for a machine, "preparing", "ready", "running", "over".
+        outcome: summary or error, once it has ended.
+        losses: in a row, with nothing stored in between.
+    """
+
+    view: RankView = field(default_factory=RankView)
+    actor: Actor | None = None
+    node: Node | None = None
+    call: Any = None
+    phase: str = "waiting"
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    outcome: Mapping[str, Any] | None = None
+    losses: int = 0
+    polled_at: float = 0.0
+
+
+class _Fleet:
+    """One fleet while it runs. Everything happens in the thread of `run`."""
+
+    def __init__(  # noqa: PLR0913 - one argument for each thing that a fleet is given
+        self,
+        config: Path,
+        loaded: HarvestConfig,
+        flags: Overrides,
+        options: FleetOptions,
+        cluster: Cluster,
+        state: FleetState,
+        folder: Path,
+    ) -> None:
+        self._config = config
+        self._loaded = loaded
+        self._options = options
+        self._cluster = cluster
+        self._state = state
+        self._folder = folder
+        self._members = [_Member() for _ in range(state.ranks)]
+        self._budgets: Mapping[str, Any] = {}
+        self._overview: Mapping[str, Any] = {}
+        self._note: Note = lambda _: None
+        self._stops_sent = 0
+        self._fault: HarvesterError | None = None
+        limits = PassLimits(None, flags.usd, flags.tokens, None, loaded.run.grace_s, flags.budget_span)
+        whole = build_budget(loaded, limits, {}, time.time()).ceilings
+        teacher = loaded.teacher
+        self._coordinator = cluster.coordinator(
+            json.dumps(
+                {
+                    "windows": {a.base_url: teacher.max_concurrency_of(a) for a in teacher.addresses},
+                    "budgets": {
+                        span.value: list(ceiling.limits)
+                        for span, ceiling in whole.items()
+                        if ceiling.limits != (None, None)
+                    },
+                    "ranks": state.ranks,
+                    "state": state.coordinator,
+                }
+            )
+        )
+        self._facts = {
+            "run_id": f"fleet of {state.ranks}",
+            "config": str(config),
+            "model": teacher.model,
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "started_at": time.time(),
+        }
+
+    def run(self, requests: Requests, watch: Watch, note: Note) -> FleetSummary:
+        """Run until all ranks have ended."""
+        self._note = note
+        saved_at = 0.0
+        try:
+            while not all(member.phase == "over" for member in self._members):
+                self._pass_on(requests)
+                self._place_waiting()
+                for number in range(len(self._members)):
+                    self._look(number)
+                self._start_ready()
+                if time.monotonic() - saved_at >= SAVE_S:
+                    self._save(is_over=False)
+                    saved_at = time.monotonic()
+                    watch(self._write_status())
+                requests.wait(LOOK_S)
+        except RankLost as lost:  # the coordinator: ranks that hear nothing send nothing
+            self._stop_all(lost)
+        return self._finish(requests, watch)
+
+    # Placing
+
+    def _place_waiting(self) -> None:
+        if not any(member.phase == "waiting" for member in self._members):
+            return
+        nodes = self._cluster.nodes()
+        if not nodes:
+            return
+        for number, member in enumerate(self._members):
+            if member.phase != "waiting":
+                continue
+            if self._is_ending:
+                self._over(number, _NOTHING_SENT)
+                continue
+            load = Counter(m.node.id for m in self._members if m.node is not None and m.phase != "over")
+            node = self._choose(number, nodes, load)
+            each = -(-len(self._members) // len(nodes))
+            spec = {
+                "config": str(self._config.resolve()),
+                "options": dict(self._options.harvest),
+                "rank": number,
+                "of": len(self._members),
+                "pay_again": self._options.pay_again,
+            }
+            cpus = min(1.0, int(1000 * node.cpus / (each + 1)) / 1000)
+            member.actor = self._cluster.rank(json.dumps(spec), self._coordinator, node, cpus)
+            member.node, member.phase = node, "preparing"
+            member.view.state, member.view.host = "starting", node.host
+            expected = self._coordinator.get("expected_run", number)
+            member.call, member.polled_at = member.actor.ask_rank("prepare", expected), time.monotonic()
+
+    def _choose(self, number: int, nodes: Sequence[Node], load: Counter[str]) -> Node:
+        """Return the machine for a rank: where its store lies, else where the fewest ranks are."""
+        host = self._state.hosts.get(number)
+        return min(nodes, key=lambda node: (node.host != host, load[node.id], node.id))
+
+    # Watching
+
+    def _look(self, number: int) -> None:
+        """See what has come of the call to a rank, and make the next one."""
+        member = self._members[number]
+        if member.call is None:
+            if member.phase == "running" and time.monotonic() - member.polled_at >= POLL_S:
+                assert member.actor is not None
+                member.polled_at = time.monotonic()
+                member.call = member.actor.ask_rank("poll")
+            return
+        if not is_ready(member.call):
+            if member.phase == "preparing" and time.monotonic() - member.polled_at > SLOW_S:
+                member.view.note = "reads its prompts, or waits for a free CPU of its machine"
+            return
+        call, member.call = member.call, None
+        try:
+            reply = json.loads(result(call))
+        except RankLost as lost:
+            self._lost(number, str(lost))
+            return
+        except HarvesterError as error:
+            self._over(number, {"error": _facts_of(error), "exit_code": error.exit_code})
+            return
+        if member.phase == "preparing":
+            self._prepared(number, reply)
+        else:
+            self._polled(number, reply)
+
+    def _prepared(self, number: int, reply: Mapping[str, Any]) -> None:
+        member = self._members[number]
+        if "error" in reply:
+            self._over(number, {**reply, "exit_code": reply["error"]["exit_code"]})
+            return
+        member.facts = reply
+        view = member.view
+        view.store, view.rows_total, view.note = reply["store"], reply["rows_total"], ""
+        first = next((m.facts for m in self._members if m.facts), reply)
+        for name, what in (("config_sha256", str(self._config)), ("prompts_digest", "the prompt files")):
+            if first[name] and reply[name] and first[name] != reply[name]:
+                error = ConfigError(
+                    f"{what} on {view.host} differ from those of another machine of the fleet",
+                    place=f"rank {number + 1}",
+                    remedy="give all machines the same files, under the same path",
+                )
+                self._over(number, {"error": _facts_of(error), "exit_code": error.exit_code})
+                return
+        member.phase = "ready"
+
+    def _start_ready(self) -> None:
+        """Start ranks that are ready, once all have said what was spent: none may get another's money."""
+        if any(member.phase in {"waiting", "preparing"} and not member.facts for member in self._members):
+            return
+        ready = [n for n, member in enumerate(self._members) if member.phase == "ready"]
+        for number in ready:
+            member, facts = self._members[number], self._members[number].facts
+            assert member.actor is not None
+            assert member.node is not None
+            text = json.dumps({name: facts[name] for name in ("spent", "ends_at", "is_same_store")})
+            incarnation = self._coordinator.get("register", number, text)
+            self._state.hosts[number] = member.node.host
+            member.actor.ask_rank("start", incarnation)
+            member.phase, member.polled_at = "running", time.monotonic()
+            member.view.state = RunState.RUNNING
+
+    def _polled(self, number: int, reply: Mapping[str, Any]) -> None:
+        member = self._members[number]
+        if reply["status"]:
+            member.view.status = reply["status"]
+            member.view.state = reply["status"].get("state", member.view.state)
+        if reply["is_over"]:
+            outcome = reply.get("summary") or {
+                "error": reply["error"],
+                "exit_code": reply["error"]["exit_code"],
+            }
+            self._coordinator.get("end", number, False)
+            self._over(number, outcome)
+
+    def _over(self, number: int, outcome: Mapping[str, Any]) -> None:
+        """A rank has ended; all others end too, if what ended it concerns them."""
+        member = self._members[number]
+        member.phase, member.outcome = "over", outcome
+        if "error" in outcome:
+            error = outcome["error"]
+            member.view.state, member.view.note = error["code"], error["message"]
+            if error["exit_code"] in _OF_ALL:
+                self._stop_all(None)
+        if member.actor is not None:
+            member.actor.kill()
+            member.actor = None
+
+    def _lost(self, number: int, why: str) -> None:
+        """Free what a lost rank held, and let another machine go on for it."""
+        member = self._members[number]
+        stored = member.view.status.get("answers_stored", 0)
+        member.losses = 1 if stored else member.losses + 1
+        member.view.losses += 1
+        self._note(f"rank {number + 1} was lost at {member.view.host}: {why}")
+        was_running = member.phase == "running"
+        if was_running:
+            self._coordinator.get("end", number, True)
+        member.actor, member.node, member.phase = None, None, "waiting"
+        member.view.state, member.view.status = "lost", {}
+        if member.losses > MOST_LOSSES:
+            error = HarvesterError(
+                f"its process was lost {member.losses} times in a row: {why}",
+                place=f"rank {number + 1}",
+                remedy="the logs of Ray on its machine say why",
+            )
+            self._over(number, {"error": _facts_of(error), "exit_code": error.exit_code})
+
+    # Ending
+
+    @property
+    def _is_ending(self) -> bool:
+        return self._stops_sent > 0
+
+    def _pass_on(self, requests: Requests) -> None:
+        """Pass requests to end on to all ranks: the first drains, the second cuts short."""
+        if requests.count > self._stops_sent:
+            self._send_stops(requests.count)
+
+    def _send_stops(self, count: int) -> None:
+        times, self._stops_sent = count - self._stops_sent, count
+        for number, member in enumerate(self._members):
+            if member.phase in {"preparing", "ready"}:
+                self._over(number, _NOTHING_SENT)
+            elif member.phase == "running" and member.actor is not None:
+                for _ in range(times):
+                    member.actor.ask_rank("stop")
+
+    def _stop_all(self, lost: RankLost | None) -> None:
+        if not self._is_ending:
+            self._send_stops(1)
+        if lost is not None:
+            self._fault = HarvesterError(
+                f"the coordinator was lost: {lost}",
+                place="harvester fleet",
+                remedy="the same command resumes: what was stored is kept",
+            )
+
+    def _finish(self, requests: Requests, watch: Watch) -> FleetSummary:
+        """Wait for ranks that still drain without a coordinator, and write the last status."""
+        until = time.monotonic() + self._loaded.run.grace_s + processes.CALL_S
+        while any(member.phase == "running" for member in self._members) and time.monotonic() < until:
+            for member in self._members:
+                if member.phase == "running" and member.actor is not None:
+                    _poll_to_end(member)
+            requests.wait(LOOK_S)
+        if self._fault is not None:
+            raise self._fault
+        outcomes = {n: member.outcome or {} for n, member in enumerate(self._members)}
+        signal_number = requests.number if requests.count else 0
+        code = exit_code_of([outcome.get("exit_code", 1) for outcome in outcomes.values()], signal_number)
+        self._save(is_over=True)
+        status = {**self._write_status(_ending(outcomes, code)), "exit_code": code}
+        write_status(self._folder, status)
+        watch(status)
+        return FleetSummary(
+            code,
+            outcomes,
+            tuple(member.view.store for member in self._members),
+            status,
+            str(self._folder),
+            self._overview.get("exchanges", 0),
+            self._overview.get("bytes", 0),
+        )
+
+    # Writing
+
+    def _save(self, *, is_over: bool) -> None:
+        self._overview = json.loads(self._coordinator.get("overview", is_over))
+        self._budgets = self._overview["budgets"]
+        self._state.coordinator = self._overview["state"]
+        write_state(self._folder, self._state)
+
+    def _write_status(self, ending: str = "") -> dict[str, Any]:
+        views = [member.view for member in self._members]
+        state = ending or overall_state(views, is_draining=self._is_ending)
+        facts = {**self._facts, "updated_at": time.time(), "tool_version": __version__}
+        status = fleet_status(views, state, self._budgets, facts)
+        write_status(self._folder, status)
+        return status
+
+
+def _poll_to_end(member: _Member) -> None:
+    assert member.actor is not None
+    try:
+        reply = json.loads(member.actor.get("call", "poll"))
+    except (RankLost, HarvesterError):
+        member.phase = "over"
+        return
+    if reply["is_over"]:
+        member.phase = "over"
+
+
+def _ending(outcomes: Mapping[int, Mapping[str, Any]], code: int) -> str:
+    endings = {str(outcome.get("ending", "failed")) for outcome in outcomes.values()}
+    if len(endings) == 1:
+        return endings.pop()
+    return "interrupted" if code > 128 else next((e for e in sorted(endings) if e != "complete"), "complete")
+
+
+def _facts_of(error: HarvesterError) -> dict[str, Any]:
+    from harvester.fleet.rank import error_facts
+
+    return error_facts(error)

@@ -1,0 +1,230 @@
+"""Harvest one rank's prompts into a store of its own: the rank actor, one process of the fleet.
+
+It is `harvester run --shard` in a thread, with limits and budget from the coordinator. It reads the
+configuration, the prompts, the terms and the credential where it runs: none of these is sent to it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from harvester import library
+from harvester.config.budget_spans import BudgetSpan
+from harvester.config.config import load
+from harvester.errors import HarvesterError, StoreError, StoreLocked
+from harvester.run import job, prepare
+from harvester.run.allotment import Message
+from harvester.run.endings import Summary
+from harvester.run.prepare import Prepared
+from harvester.store import paths
+from harvester.store.journal.journal import Journal
+from harvester.store.journal.lock import is_held
+from harvester.store.maintain.bill import compute_spent
+from harvester.system.background import Running, StopRequests
+from harvester.system.open_files import limit_kept
+from harvester.system.version import __version__
+
+# Seconds within which a lost process of a rank has ended: without its node or its driver, Ray ends it sooner.
+FREE_WITHIN_S = 30.0
+# Sends rank, incarnation and report; returns the answer.
+Send = Callable[[int, int, str], str]
+
+
+class Rank:
+    """The actor. Its methods return at once, but `prepare`, which reads the prompts.
+
+    Args:
+        spec: JSON object: `config` (path), `options` (of the harvest), `rank`, `of`, `pay_again`.
+        send: reaches the coordinator; what it raises means that nothing was heard.
+    """
+
+    def __init__(self, spec: str, send: Send) -> None:
+        self._spec = json.loads(spec)
+        self._send = send
+        self._incarnation = 0
+        self._prepared: Prepared | None = None
+        self._running: Running[Mapping[str, Any], Summary] | None = None
+        self._status: Mapping[str, Any] = {}
+
+    def place(self) -> str:
+        """Return where this process runs, as JSON."""
+        return json.dumps({"pid": os.getpid(), "host": platform.node(), "version": __version__})
+
+    def prepare(self, expected_run: str) -> str:
+        """Check the harvest as far as that costs nothing, and read what the store has spent.
+
+        Args:
+            expected_run: a run that the store must hold, "" for none.
+
+        Returns:
+            JSON: the facts, or `error`.
+        """
+        try:
+            return json.dumps(self._prepare(expected_run))
+        except HarvesterError as error:
+            return json.dumps({"error": error_facts(error)})
+
+    def _prepare(self, expected_run: str) -> dict[str, Any]:
+        path, number = Path(self._spec["config"]), self._spec["rank"] + 1
+        flags = replace(
+            library.overrides(self._spec["options"]),
+            shard=f"{number}/{self._spec['of']}",
+            is_dealt=True,
+        )
+        ready = prepare.prepare(path, flags)
+        is_same_store = self._require_store(ready, expected_run)
+        _require_free(ready.store)
+        spent = self._spent(ready)
+        self._prepared = ready
+        wall = time.time()
+        ends = {span.value: span.end(wall) for span in BudgetSpan}
+        return {
+            "config_sha256": load(path).sha256,
+            "prompts_digest": "" if ready.digest is None else ready.digest.hex(),
+            "rows_total": ready.rows_total,
+            "store": str(ready.store),
+            "is_same_store": is_same_store,
+            "spent": {span.value: list(amounts) for span, amounts in spent.items()},
+            "ends_at": {span: None if end == float("inf") else end for span, end in ends.items()},
+            "lines": ready.lines(),
+        }
+
+    def _require_store(self, ready: Prepared, expected_run: str) -> bool:
+        """Return whether the store is the one that the rank had.
+
+        A store that can't be reached here is fetched from its mirror, if it has one.
+
+        Raises:
+            StoreError: it is another one, and `pay_again` was not asked for.
+        """
+        if not expected_run or expected_run in _runs_of(ready.store):
+            return True
+        mirror = ready.config.store.mirror
+        if mirror and not ready.store.exists():
+            from harvester.publish.fetch import fetch
+
+            with contextlib.suppress(StoreError):  # nothing was mirrored yet
+                fetch(mirror, ready.store)
+                return False
+        if not self._spec["pay_again"]:
+            raise StoreError(
+                f"the store of rank {ready.flags.shard} does not lie on this machine ({platform.node()})"
+                + (" and is not in its mirror" if mirror else ""),
+                place=str(ready.store),
+                remedy="start the fleet again when its machine is back, or copy the store here; --pay-again "
+                "begins a new one, and pays once more for what was stored there",
+            )
+        return False
+
+    def _spent(self, ready: Prepared) -> dict[BudgetSpan, tuple[int, int]]:
+        if not (ready.store / paths.JOURNAL).exists():
+            return {}
+        with Journal.open(ready.store, read_only=True) as journal:
+            return compute_spent(journal, time.time(), ready.config.teacher.teacher_id)
+
+    def start(self, incarnation: int) -> None:
+        """Begin to harvest what `prepare` has checked."""
+        assert self._prepared is not None
+        self._incarnation = incarnation
+        self._running = Running("rank", self._work)
+
+    def _work(self, emit: Callable[[Mapping[str, Any]], None], requests: StopRequests) -> Summary:
+        import asyncio
+
+        assert self._prepared is not None
+        with limit_kept():
+            return asyncio.run(
+                job.run(self._prepared, self._note, requests=requests, exchange=self._exchange)
+            )
+
+    def _note(self, status: Mapping[str, Any]) -> None:
+        self._status = status
+
+    def _exchange(self, report: Message) -> Message:
+        text = json.dumps({**report, "run_id": self._status.get("run_id", "")})
+        reply = self._send(self._spec["rank"], self._incarnation, text)
+        if not reply:
+            raise HarvesterError("another process has taken the place of this rank")
+        answer: Message = json.loads(reply)
+        return answer
+
+    def poll(self) -> str:
+        """Return as JSON how far the rank is: `status`, and once it has ended `summary` or `error`."""
+        values: dict[str, Any] = {"status": self._status, "is_over": False}
+        if self._running is not None and self._running.is_over:
+            values["is_over"] = True
+            try:
+                summary = self._running.result()
+                values["summary"] = {**summary.as_dict(), "lines": summary.lines()}
+            except HarvesterError as error:
+                values["error"] = error_facts(error)
+            except Exception as error:  # noqa: BLE001 - the driver reports it
+                values["error"] = error_facts(HarvesterError(f"{type(error).__name__}: {error}"))
+        return json.dumps(values, default=str)
+
+    def stop(self) -> None:
+        """Let the answers in flight arrive and end; the second time, end at once."""
+        if self._running is not None:
+            self._running.stop()
+
+
+def _require_free(store: Path) -> None:
+    """Wait until a process of this rank that was lost has ended too: until then it may spend.
+
+    Raises:
+        StoreLocked: another process holds the store for longer.
+    """
+    until = time.monotonic() + FREE_WITHIN_S
+    while store.exists() and is_held(store):
+        if time.monotonic() >= until:
+            raise StoreLocked(
+                "another process holds it",
+                place=str(store),
+                remedy="`harvester status` shows which one; end it, then start the fleet again",
+            )
+        time.sleep(0.2)
+
+
+def error_facts(error: HarvesterError) -> dict[str, Any]:
+    """Return an error as JSON values."""
+    return {
+        "code": error.code,
+        "exit_code": error.exit_code,
+        "message": error.message,
+        "place": error.place,
+        "remedy": error.remedy,
+    }
+
+
+def stores_here(config: str) -> list[str]:
+    """Return the shards, as "2/8", whose stores lie on this machine.
+
+    Raises:
+        ConfigError: the configuration can't be read here.
+    """
+    path = Path(config)
+    whole = (path.resolve().parent / load(path).store.path).resolve()
+    pattern = re.compile(re.escape(whole.name) + r"-([0-9]{1,5})-of-([0-9]{1,5})\Z")
+    found = (pattern.match(folder.name) for folder in whole.parent.glob("*") if _is_begun(folder))
+    return [f"{match[1]}/{match[2]}" for match in found if match is not None]
+
+
+def _is_begun(store: Path) -> bool:
+    return (store / paths.JOURNAL).exists()
+
+
+def _runs_of(store: Path) -> set[str]:
+    """Return the runs that a store has seen; none where there is no store."""
+    if not (store / paths.JOURNAL).exists():
+        return set()
+    with Journal.open(store, read_only=True) as journal, journal.reading() as connection:
+        return {run_id for (run_id,) in connection.execute("SELECT run_id FROM runs")}
