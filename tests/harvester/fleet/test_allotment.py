@@ -61,7 +61,7 @@ async def ranks_of(
 
 def test_ranks_share_one_budget_and_use_it_up(mock_teacher: Mock, tmp_path: Path) -> None:
     mock = mock_teacher()
-    path = write(tmp_path, mock, 100, "[sampling]\nmax_tokens = 64\n[budget]\ntokens = 900\n")
+    path = write(tmp_path, mock, 200, "[sampling]\nmax_tokens = 64\n[budget]\ntokens = 900\n")
     coordinator = Coordinator({mock.base_url: 512}, {"run": (900, None)}, 2)
     summaries = asyncio.run(ranks_of(path, coordinator, 2))
     assert [summary.ending for summary in summaries] == [Ending.BUDGET] * 2
