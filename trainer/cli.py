@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from trainer.config import TrainConfig
 
 EXIT_CODES = """Exit codes: 0 complete, 1 the data has a fatal fault or the training diverged, 2 usage,
-configuration, corpus or student, 5 storage fault, 75 another training holds the output folder or a
-process of this one was lost, 77 the terms do not permit it, 130/143 interrupted and checkpointed (the
+configuration, corpus or student, 5 storage fault, 75 another training holds the output folder, or a process
+or machine of this one was lost, 77 the terms do not permit it, 130/143 interrupted and checkpointed (the
 same command resumes). `distil`, `loop`, `onpolicy` and `evaluate` end
 with the exit code of a harvest or judge that fails."""
 
@@ -195,7 +195,21 @@ def doctor(
 @app.command()
 def train(
     config: Path = CONFIG,
-    processes: int = PROCESSES,
+    processes: int | None = typer.Option(
+        None, min=1, help="Processes on this machine, one per device; default: 1.", show_default=False
+    ),
+    nnodes: int | None = typer.Option(
+        None, min=1, help="Machines; run the command on each of them. Default: 1, or what PET_NNODES says."
+    ),
+    node_rank: int | None = typer.Option(
+        None, min=0, help="Number of this machine; default: by Kubeflow, Slurm, or order of arrival."
+    ),
+    rdzv_backend: str = typer.Option(
+        "", help="Rendezvous of torchrun: static or c10d; default: static where the number is known."
+    ),
+    rdzv_endpoint: str = typer.Option("", metavar="HOST:PORT", help="Where the machines meet."),
+    rdzv_id: str = typer.Option("", help="Name of the meeting; default: Slurm's job id, or none."),
+    rdzv_timeout: float = typer.Option(900.0, min=1, help="Seconds to wait for the other machines."),
     allow_change: bool = typer.Option(False, help="Resume although settings or corpus changed."),
     force_faults: bool = typer.Option(False, help="Train although the data has fatal faults; see doctor."),
     as_json: bool = AS_JSON,
@@ -208,12 +222,17 @@ def train(
     from trainer.config import load
 
     loaded = load(config)
-    if processes > 1:
+    from trainer.training import rendezvous
+
+    options = rendezvous.Options(nnodes, node_rank, rdzv_backend, rdzv_endpoint, rdzv_id, rdzv_timeout)
+    nodes = rendezvous.chosen(options, os.environ)
+    count = processes or rendezvous.processes_of(os.environ)
+    if count > 1 or nodes is not None:
         from trainer.training.launch import launch
 
         flags = {"--allow-change": allow_change, "--force-faults": force_faults, "--json": as_json}
         wanted = [name for name, is_set in flags.items() if is_set]
-        raise typer.Exit(launch(config, processes, print_message, flags=wanted))
+        raise typer.Exit(launch(config, count, print_message, flags=wanted, rendezvous=nodes))
     is_leader = os.environ.get("RANK", "0") == "0"
     if is_leader:
         print_message("reading corpus and student")
@@ -238,6 +257,58 @@ def train(
         f"adapter in {trained.adapter}",
     ]
     print_result(asdict(trained), lines, as_json=as_json)
+
+
+@app.command()
+def schedule(
+    config: Path = CONFIG,
+    slurm: bool = typer.Option(False, "--slurm", help="Print a script for sbatch."),
+    k8s: bool = typer.Option(False, "--k8s", help="Print a PyTorchJob of Kubeflow."),
+    nodes: int = typer.Option(1, min=1, help="Machines."),
+    processes: int = typer.Option(1, min=1, help="Processes on each machine, one per device."),
+    name: str | None = typer.Option(None, help="Name of the job; default: from the folder's name."),
+    image: str = typer.Option("trainer", help="Container image, for --k8s; Containerfile.train builds it."),
+    out: Path | None = typer.Option(None, help="Folder to write the file into, instead of printing it."),
+    as_json: bool = AS_JSON,
+) -> None:
+    """Print the file that lets Slurm or Kubernetes train on several machines, and resume by itself.
+
+    Example: trainer schedule --slurm --nodes 2 --processes 8 train.toml
+    """
+    import re
+    import shutil
+
+    from trainer import service_units
+    from trainer.config import load
+    from trainer.errors import UsageError
+    from trainer.files import write_text
+
+    if slurm == k8s:
+        raise UsageError("name exactly one scheduler", remedy="give --slurm or --k8s")
+    if name is not None and not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,50}[a-z0-9])?", name):
+        raise UsageError(
+            f"{name!r} can't be the name of a job", remedy="use lower case letters, digits and dashes"
+        )
+    loaded = load(config)
+    program = shutil.which("trainer", path=str(Path(sys.executable).parent))
+    training = service_units.Training(
+        name=name or service_units.name_of(config),
+        command=[program] if program else [sys.executable, "-m", "trainer"],
+        file=config.resolve(),
+        config=loaded,
+        nodes=nodes,
+        processes=processes,
+        image=image,
+    )
+    files = service_units.slurm(training) if slurm else service_units.kubernetes(training)
+    lines: list[str] = []
+    for path, text in files.items():
+        if out is not None:
+            write_text(out / path, text)
+            lines.append(f"written {out / path}")
+        else:
+            lines += text.rstrip().splitlines()
+    print_result({"files": files}, lines, as_json=as_json)
 
 
 @app.command()

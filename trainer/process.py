@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +15,10 @@ from types import FrameType
 from harvester.system.background import StopRequests
 from harvester.system.files import try_lock
 from trainer.errors import Interrupted, StoreError, StoreLocked
+
+# Seconds within which signals to one of several processes are one: a scheduler sends them to the whole job,
+# and the launcher forwards its own.
+ECHO_S = 2.0
 
 
 @contextmanager
@@ -142,13 +148,24 @@ def stop_signals(requests: StopRequests | None = None) -> Iterator[list[int]]:
             yield received
         return
 
+    last_at = -math.inf
+
     def on_signal(number: int, _frame: FrameType | None) -> None:
-        if received:
+        nonlocal last_at
+        now = time.monotonic()
+        is_echo, last_at = now - last_at < ECHO_S and _has_launcher(), now
+        if received and not is_echo:
             raise KeyboardInterrupt
-        received.append(number)
+        if not received:
+            received.append(number)
 
     with handling(on_signal):
         yield received
+
+
+def _has_launcher() -> bool:
+    """Whether a launcher started this process beside others, which ends it after a second signal."""
+    return int(os.environ.get("WORLD_SIZE") or "1") > 1
 
 
 @contextmanager

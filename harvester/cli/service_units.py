@@ -10,25 +10,21 @@ import json
 import re
 import shlex
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path, PurePosixPath
-from string import Template
 
 from harvester.config.budget_spans import BudgetSpan
 from harvester.config.run_section import BudgetSection, CeilingSection
 from harvester.config.schedule import DAYS, Opening
 from harvester.errors import ConfigError
-from harvester.system.safe_text import one_line
+from harvester.system.unit_text import RENAME, checked, fill, plain, yaml_argument, yaml_text
 
 # Seconds that a run may take to seal and end after --grace, before the scheduler kills it.
 SEALING_S = 60
 
 # A Job gets the name of its CronJob and eleven characters more; 63 are allowed.
 LONGEST_CRONJOB = 52
-
-_RENAME = "rename it, or use a link with a plain name"
 
 # Folder in the container at which the harvest's folder is mounted.
 MOUNT = PurePosixPath("/harvest")
@@ -105,12 +101,12 @@ def systemd(harvest: Harvest) -> dict[str, str]:
     Raises:
         ConfigError: a unit file can't hold a path.
     """
-    folder = _checked(str(harvest.config.parent))
+    folder = checked(str(harvest.config.parent))
     if folder.endswith((" ", "\\")):  # WorkingDirectory= has no quotes: systemd strips the line
         raise ConfigError(
             "the folder's name ends with a space or backslash, which systemd would drop",
             place=repr(folder),
-            remedy=_RENAME,
+            remedy=RENAME,
         )
     events = [
         f"{_days(opening)} *-*-* {opening.starts_at}:00 {opening.zone}" for opening in harvest.openings
@@ -118,7 +114,7 @@ def systemd(harvest: Harvest) -> dict[str, str]:
     values = {
         "name": harvest.name,
         # A backslash at the end would join the next line.
-        "described": _plain(str(harvest.config)).replace("%", "%%").replace("\\", "\\\\"),
+        "described": plain(str(harvest.config)).replace("%", "%%").replace("\\", "\\\\"),
         "folder": folder.replace("%", "%%"),
         "command": " ".join([_systemd_program(harvest.command[0]), *map(_systemd_word, harvest.command[1:])]),
         "config": " ".join(map(_systemd_word, (str(harvest.config), *harvest.options))),
@@ -127,8 +123,8 @@ def systemd(harvest: Harvest) -> dict[str, str]:
         "calendar": "\n".join(f"OnCalendar={event}" for event in events),
     }
     return {
-        f"{harvest.name}.service": _fill("harvest.service", values),
-        f"{harvest.name}.timer": _fill("harvest.timer", values),
+        f"{harvest.name}.service": fill("harvest.service", values),
+        f"{harvest.name}.timer": fill("harvest.timer", values),
     }
 
 
@@ -138,14 +134,14 @@ def cron(harvest: Harvest) -> dict[str, str]:
     Raises:
         ConfigError: cron would change a path.
     """
-    words = [_checked(word) for word in (*harvest.command, "run", str(harvest.config), *harvest.options)]
+    words = [checked(word) for word in (*harvest.command, "run", str(harvest.config), *harvest.options)]
     if bad_word := next((word for word in words if "\\" in word), ""):  # cron daemons disagree about these
-        raise ConfigError("cron would change a path with a backslash", place=bad_word, remedy=_RENAME)
+        raise ConfigError("cron would change a path with a backslash", place=bad_word, remedy=RENAME)
     folder, command = shlex.quote(str(harvest.config.parent)), shlex.join(words)
     # In crontab(5) an unescaped % ends the command.
     entry = f"cd {folder} && {command} >> harvest.log 2>&1".replace("%", "\\%")
-    values = {"described": _plain(str(harvest.config)), "budget": harvest.budget_comment}
-    lines = [_fill("harvest.cron", values).rstrip()]
+    values = {"described": plain(str(harvest.config)), "budget": harvest.budget_comment}
+    lines = [fill("harvest.cron", values).rstrip()]
     if not harvest.openings:
         lines.append(f"17 * * * * {entry}")
     zone = ""
@@ -176,12 +172,12 @@ def kubernetes(harvest: Harvest) -> dict[str, str]:
     if harvest.key_env:
         secret = {"name": f"{harvest.name}-teacher", "key": harvest.key_env}
         env = [{"name": harvest.key_env, "valueFrom": {"secretKeyRef": secret}}]
-    pod = _fill(
+    pod = fill(
         "harvest.pod.yaml",
         {
             "name": harvest.name,
             "stop_s": str(harvest.stop_s),
-            "image": _yaml(harvest.image),
+            "image": yaml_text(harvest.image),
             **_pod_commands(harvest, str(MOUNT / store)),
             "budget": harvest.budget_comment,
             "env": json.dumps(env),
@@ -189,7 +185,7 @@ def kubernetes(harvest: Harvest) -> dict[str, str]:
     )
     if not harvest.openings:
         job = textwrap.indent(pod.rstrip(), "  ")
-        return {f"{harvest.name}.job.yaml": _fill("harvest.job.yaml", {"name": harvest.name, "job": job})}
+        return {f"{harvest.name}.job.yaml": fill("harvest.job.yaml", {"name": harvest.name, "job": job})}
     files = {}
     for number, opening in enumerate(harvest.openings, start=1):
         name = f"{harvest.name}-{number}" if len(harvest.openings) > 1 else harvest.name
@@ -199,7 +195,7 @@ def kubernetes(harvest: Harvest) -> dict[str, str]:
                 place="--name",
                 remedy="give a shorter one",
             )
-        files[f"{name}.cronjob.yaml"] = _fill(
+        files[f"{name}.cronjob.yaml"] = fill(
             "harvest.cronjob.yaml",
             {
                 "name": name,
@@ -223,8 +219,8 @@ def _pod_commands(harvest: Harvest, store: str) -> dict[str, str]:
             "completions": "",
             "retries": "backoffLimit: 6",
             "failed": "FailJob",
-            "start": f"args: [{', '.join(map(_yaml_argument, run))}]",
-            "check": ", ".join(["harvester", *map(_yaml_argument, check)]),
+            "start": f"args: [{', '.join(map(yaml_argument, run))}]",
+            "check": ", ".join(["harvester", *map(yaml_argument, check)]),
         }
     shard = "$((JOB_COMPLETION_INDEX + 1))"
     of_shard = f"{shlex.quote(store.rstrip('/'))}-{shard}-of-{harvest.shards}"
@@ -235,8 +231,8 @@ def _pod_commands(harvest: Harvest, store: str) -> dict[str, str]:
         f"completions: {harvest.shards}\nparallelism: {harvest.shards}\n",
         "retries": "backoffLimitPerIndex: 6",
         "failed": "FailIndex",
-        "start": f"command: [sh, -c, {_yaml_argument(start)}]",
-        "check": f"sh, -c, {_yaml_argument(checked)}",
+        "start": f"command: [sh, -c, {yaml_argument(start)}]",
+        "check": f"sh, -c, {yaml_argument(checked)}",
     }
 
 
@@ -246,30 +242,25 @@ def slurm(harvest: Harvest) -> dict[str, str]:
     Raises:
         ConfigError: a script can't hold a path.
     """
-    words = [_checked(word) for word in (*harvest.command, "run", str(harvest.config), *harvest.options)]
+    words = [checked(word) for word in (*harvest.command, "run", str(harvest.config), *harvest.options)]
     store = PurePosixPath(harvest.config.parent, harvest.store)
     values = {
         "name": harvest.name,
-        "described": _plain(str(harvest.config)),
+        "described": plain(str(harvest.config)),
         "budget": harvest.budget_comment,
         "shards": str(harvest.shards),
         "stop_s": str(harvest.stop_s),
-        "folder": shlex.quote(_checked(str(harvest.config.parent))),
+        "folder": shlex.quote(checked(str(harvest.config.parent))),
         "command": shlex.join(words),
-        "store": shlex.quote(_checked(str(store))),
+        "store": shlex.quote(checked(str(store))),
     }
-    return {f"{harvest.name}.sbatch": _fill("harvest.sbatch", values)}
+    return {f"{harvest.name}.sbatch": fill("harvest.sbatch", values)}
 
 
 def name_of(config: Path) -> str:
     """Return a name for units and for Kubernetes (RFC 1123), made from the folder's name."""
     words = re.sub(r"[^a-z0-9]+", "-", config.resolve().parent.name.lower()).strip("-")[:40].strip("-")
     return f"harvest-{words}" if words else "harvest"
-
-
-def _fill(template: str, values: Mapping[str, str]) -> str:
-    text = resources.files("harvester_data").joinpath("units", template).read_text(encoding="utf-8")
-    return Template(text).substitute(values)
 
 
 def _days(opening: Opening) -> str:
@@ -286,37 +277,14 @@ def _cron_event(opening: Opening) -> str:
     return f"{opening.start % 60} {opening.start // 60} * * {days}"
 
 
-def _plain(text: str) -> str:
-    """Return the text as one line, for a comment or a description."""
-    return " ".join(text.split())
-
-
-def _checked(text: str) -> str:
-    """Return `text` if it can be a part of one visible line of UTF-8; raise ConfigError if not."""
-    if one_line(text) != text:
-        what = "a line break, or invisible or invalid characters"
-        raise ConfigError(f"a unit can't hold a path with {what}", place=ascii(text), remedy=_RENAME)
-    return text
-
-
-def _yaml(text: str) -> str:
-    """Return a double-quoted scalar. Non-ASCII text is not escaped, as YAML does not join surrogates."""
-    return json.dumps(_checked(text), ensure_ascii=False)
-
-
-def _yaml_argument(text: str) -> str:
-    """Return a word of a pod's command, where $$ means a dollar sign and $(NAME) a variable."""
-    return _yaml(text.replace("$", "$$"))
-
-
 def _systemd_program(text: str) -> str:
     """Return the first word of ExecStart; systemd replaces variables only in the name the program sees."""
     if "${" in text or "$$" in text:
-        raise ConfigError("systemd would change the program's name", place=text, remedy=_RENAME)
+        raise ConfigError("systemd would change the program's name", place=text, remedy=RENAME)
     return _systemd_word(text).replace("$$", "$")
 
 
 def _systemd_word(text: str) -> str:
     """Return one word of ExecStart with specifiers and variables escaped."""
-    escaped = _checked(text).replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
+    escaped = checked(text).replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
     return escaped if re.fullmatch(r"[\w./:@=+,-]+", text) else f'"{escaped}"'

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -34,8 +35,7 @@ def learned(tmp_path_factory) -> tuple[settings.TrainConfig, Trained]:
 @pytest.fixture(scope="session")
 def fork_server() -> Iterator[ForkServer]:
     """`fork_server(what, **told)` -> how a fresh process ended that did it; see `fork_server.py`."""
-    session = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
-    path = Path(tempfile.gettempdir()) / f"trainer-{session}.socket"
+    path = Path(tempfile.gettempdir()) / f"trainer-{_session()}.socket"
     with path.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         stream = _connected(path)
@@ -58,6 +58,31 @@ def fork_server() -> Iterator[ForkServer]:
     with stream:
         yield live
     path.with_suffix(".lock").unlink(missing_ok=True)
+
+
+@pytest.fixture
+def fork_connection(fork_server: ForkServer) -> Callable[[], AbstractContextManager[ForkServer]]:
+    """`with fork_connection() as ask:` is another `fork_server`, for a thread that waits beside others."""
+    path = Path(tempfile.gettempdir()) / f"trainer-{_session()}.socket"
+
+    @contextmanager
+    def connect() -> Iterator[ForkServer]:
+        stream = _connected(path)
+        assert stream is not None, "the server is alive as long as `fork_server` is"
+
+        def ask(what: str, **command: Any) -> dict[str, Any]:
+            stream.write(json.dumps({"what": what, **command}, default=str) + "\n")
+            stream.flush()
+            return json.loads(stream.readline())
+
+        with stream:
+            yield ask
+
+    return connect
+
+
+def _session() -> str:
+    return os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
 
 
 def _connected(path: Path) -> IO[str] | None:

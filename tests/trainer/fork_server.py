@@ -34,8 +34,16 @@ from harvester.system import failpoints
 from tests.peak_memory import status_kib
 from trainer import cli
 from trainer import config as settings
+from trainer.data import dataset
+from trainer.data.tokens import builder
+from trainer.errors import HarvesterError
 from trainer.publish.export import export_merged
-from trainer.training import train  # noqa: F401 - its modules are loaded once, here
+from trainer.training import (
+    launch,
+    nodes,
+    rendezvous,
+    train,  # noqa: F401 - its modules are loaded once, here
+)
 from trainer.training.step import Stepper
 
 # Number of the option of glibc's mallopt.
@@ -51,8 +59,29 @@ def command(request: dict[str, Any]) -> None:
         resource.setrlimit(getattr(resource, name), (most, most))
     if request.get("step_bytes"):
         narrow(request["step_bytes"])
+    if request.get("makes"):
+        note_token_stores(request["makes"], locks=request["locks"])
     sys.argv = ["trainer", *map(str, request["words"])]
     cli.main()
+
+
+def note_token_stores(path: str, *, locks: bool) -> None:
+    """Give every corpus a token store, and append this rank to a file each time one is made.
+
+    Args:
+        locks: whether locks work; those of some network file systems don't from machine to machine.
+    """
+    dataset.STORED_ROWS = 0
+    original = builder._make
+
+    def make(*told: Any) -> str:
+        with Path(path).open("a") as file:
+            file.write(f"{os.environ['RANK']}\n")
+        return original(*told)
+
+    builder._make = make
+    if not locks:
+        builder.try_lock = lambda _handle: True
 
 
 def narrow(more: int) -> None:
@@ -118,7 +147,33 @@ def signal_when(child: int, path: str, number: int) -> None:
     os.kill(child, number)
 
 
-TASKS = {"command": command, "export": export, "logits": logits, "prompt": prompt, "gradients": gradients}
+def node(request: dict[str, Any]) -> None:
+    """Launch cheap workers on one of several machines, which are processes here; exit as a launcher."""
+    if "pid_file" in request:
+        Path(request["pid_file"]).write_text(str(os.getpid()), encoding="ascii")
+    for name in [each for each in os.environ if each in {"RANK", "WORLD_SIZE", "LOCAL_RANK"}]:
+        del os.environ[name]
+    options = rendezvous.Options(**request["options"])
+    nodes.LOST_AFTER_S = request.get("lost_after_s", nodes.LOST_AFTER_S)
+    chosen = rendezvous.chosen(options, os.environ)
+    assert chosen is not None
+    try:
+        launched = nodes.Nodes(rendezvous.meet(chosen))
+        code = launch.run_workers(request["worker"], request["processes"], print, launched)
+    except HarvesterError as error:
+        print(f"error[{error.code}]: {error.message}")
+        code = error.exit_code
+    sys.exit(code)
+
+
+TASKS = {
+    "node": node,
+    "command": command,
+    "export": export,
+    "logits": logits,
+    "prompt": prompt,
+    "gradients": gradients,
+}
 
 
 def fork(request: dict[str, Any], err: Any, rank: int, port: int) -> int:
@@ -131,12 +186,18 @@ def fork(request: dict[str, Any], err: Any, rank: int, port: int) -> int:
         os.dup2(err.fileno(), 1)
         os.dup2(err.fileno(), 2)
         if request.get("world", 1) > 1:
+            here = request["world"] // request.get("nodes", 1)  # processes of each machine
             os.environ.update(
                 RANK=str(rank),
                 WORLD_SIZE=str(request["world"]),
+                LOCAL_RANK=str(rank % here),
+                LOCAL_WORLD_SIZE=str(here),
                 MASTER_ADDR="127.0.0.1",
                 MASTER_PORT=str(port),
             )
+            if "words_of_nodes" in request:
+                request["words"] = request["words_of_nodes"][rank // here]
+            os.environ.update(request.get("env_of_ranks", {}).get(str(rank), {}))
         TASKS[request["what"]](request)
         code = 0
     except SystemExit as ended:

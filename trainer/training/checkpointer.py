@@ -67,7 +67,8 @@ class Progress:
 class Checkpointer:
     """Saves one training in the folder `checkpoints` of its output folder, and restores it.
 
-    Only the leading process writes. All processes restore.
+    Only the leading process writes. The one that finds the newest checkpoint sends it to the others: other
+    machines need not see the folder, and another one may lead when a training is resumed.
 
     Attributes:
         folder: where the checkpoints are.
@@ -99,11 +100,10 @@ class Checkpointer:
             ResumeRefused: the checkpoint was made under other settings, and `allow_change` is false.
             CheckpointError: the checkpoint belongs to a student of another shape.
         """
-        newest, skipped = checkpoint.newest_valid(self.folder)
-        self.notes += [f"checkpoint skipped: {line}" for line in skipped]
+        newest = self._shared_newest()
         if newest is None:
             return Progress()
-        changes = checkpoint.describe_changes(newest.state.get("settings", {}), self._settings)
+        changes = checkpoint.describe_changes(newest.state.get("settings", {}), self.settings)
         if changes and not allow_change:
             raise ResumeRefused(
                 f"the training in this folder had other settings: {'; '.join(changes)}",
@@ -118,13 +118,28 @@ class Checkpointer:
         self.steps_saved = progress.steps_done
         return progress
 
+    def _shared_newest(self) -> checkpoint.Checkpoint | None:
+        """Return the newest valid checkpoint that any process finds, on every process."""
+        newest, skipped = checkpoint.newest_valid(self.folder)
+        self.notes += [f"checkpoint skipped: {line}" for line in skipped]
+        world = self._world
+        step = -1 if newest is None else newest.step
+        has_it = step == world.highest(step) and step >= 0
+        source = world.size - world.highest(world.size - world.rank if has_it else 0)
+        if source == world.size:
+            return None
+        step, state = world.share_json([step, dict(newest.state) if newest else {}], source=source)
+        adapter = world.share_tensors(newest.adapter if newest else {}, source=source)
+        moments = world.share_tensors(newest.moments if newest else {}, source=source)
+        return checkpoint.Checkpoint(step, state, adapter, moments)
+
     def save(self, progress: Progress) -> None:
         """Write a checkpoint. If the disk is full the older one stays and training continues."""
         if not self._world.is_leader:
             return
         parameters = self._student.parameters
         moments = checkpoint.optimiser_moments(self._optimiser, parameters)
-        state = progress.as_state(self._settings)
+        state = progress.as_state(self.settings)
         current = checkpoint.Checkpoint(progress.steps_done, state, parameters, moments)
         try:
             checkpoint.save(self.folder, current, keep_step=progress.validation.best_step)
@@ -143,7 +158,7 @@ class Checkpointer:
         return True
 
     @cached_property
-    def _settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """Everything the weights depend on, by dotted name. Hashes the base, so it is computed once."""
         sections = self._config.model_dump(mode="json")
         settings = {

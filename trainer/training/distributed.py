@@ -7,8 +7,9 @@ stop.
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,9 +18,14 @@ from typing import Any
 import torch
 from torch import distributed
 
+from trainer.errors import ProcessLost
+
 # How long a rank waits for another outside the steps: while the first one hashes a base or writes an adapter.
 # NCCL's own limit of 10 minutes is too short for that; a process that ended is noticed at once all the same.
 HOST_TIMEOUT = timedelta(days=1)
+
+# How long a process waits for the others to join. Before it joins, each reads the corpus.
+JOIN_TIMEOUT = timedelta(minutes=30)
 
 # Elements of one all-reduce. Gradients are summed in pieces: the copy takes 64 MiB, not a whole adapter.
 MAX_ELEMENTS = 1 << 24
@@ -30,11 +36,13 @@ class World:
     """Rank of this process among `size` processes. A single process needs no process group.
 
     Attributes:
+        local_size: processes on this machine.
         host_group: Gloo group for decisions, which never wait for a device; None for the default group.
     """
 
     rank: int = 0
     size: int = 1
+    local_size: int = 1
     host_group: Any = None
 
     @property
@@ -64,6 +72,38 @@ class World:
         """Return whether the condition holds on any rank, so that all ranks decide alike."""
         return bool(self.highest(int(condition)))
 
+    def share_json(self, value: Any, *, source: int = 0) -> Any:
+        """Return the value of the rank `source` on every rank; it must be one that JSON can hold."""
+        if self.size == 1:
+            return value
+        text = json.dumps(value).encode() if self.rank == source else b""
+        length = torch.tensor(len(text), dtype=torch.int64)
+        distributed.broadcast(length, source, group=self.host_group)
+        data = torch.zeros(int(length), dtype=torch.uint8)
+        if self.rank == source:
+            data.copy_(torch.frombuffer(bytearray(text), dtype=torch.uint8))
+        distributed.broadcast(data, source, group=self.host_group)
+        return json.loads(bytes(data.tolist()))
+
+    def share_tensors(
+        self, tensors: Mapping[str, torch.Tensor], *, source: int = 0
+    ) -> dict[str, torch.Tensor]:
+        """Return the tensors of the rank `source` on every rank, in host memory; the others may pass none."""
+        if self.size == 1:
+            return dict(tensors)
+        kinds = {
+            name: [list(tensor.shape), str(tensor.dtype).removeprefix("torch.")]
+            for name, tensor in tensors.items()
+        }
+        shared = {}
+        for name, (shape, dtype) in self.share_json(kinds, source=source).items():
+            flat = torch.empty(shape, dtype=getattr(torch, dtype)).reshape(-1)
+            if self.rank == source:
+                flat = tensors[name].detach().cpu().contiguous().reshape(-1)
+            distributed.broadcast(flat, source, group=self.host_group)
+            shared[name] = flat.reshape(shape)
+        return shared
+
     def barrier(self) -> None:
         """Wait until every rank has called this, for at most `HOST_TIMEOUT`."""
         self.highest(0)
@@ -84,8 +124,27 @@ def _grouped(tensors: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
 def is_lost_connection(error: BaseException) -> bool:
     """Whether an error says that another process of the group has ended. Gloo raises a plain RuntimeError."""
     phrases = ("Connection closed by peer", "Connection reset by peer", "Connection refused", "Broken pipe")
-    is_network_error = isinstance(error, (distributed.DistNetworkError, distributed.DistBackendError))
+    kinds = (distributed.DistNetworkError, distributed.DistBackendError, distributed.DistStoreError)
+    is_network_error = isinstance(error, kinds)
     return is_network_error or (isinstance(error, RuntimeError) and any(p in str(error) for p in phrases))
+
+
+@contextmanager
+def lost_connections_named(when: str) -> Iterator[None]:
+    """Raise ProcessLost where the block loses the connection to another process.
+
+    Args:
+        when: end of the sentence "another process of this training ended ...".
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_lost_connection(error):
+            raise
+        raise ProcessLost(
+            f"another process of this training ended {when}; nothing is lost",
+            remedy="its own message says why; the same command tries again",
+        ) from None
 
 
 @contextmanager
@@ -93,19 +152,40 @@ def join_world() -> Iterator[World]:
     """Join the process group that RANK, WORLD_SIZE, ... describe; without them, yield a world of one.
 
     Tensors are summed by NCCL on CUDA and by Gloo on the CPU, decisions always by Gloo.
+
+    Raises:
+        ProcessLost: the others did not join in time, or ended meanwhile.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield World()
         return
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        distributed.init_process_group("nccl")
-        host_group = distributed.new_group(backend="gloo", timeout=HOST_TIMEOUT)
-    else:
-        distributed.init_process_group("gloo", timeout=HOST_TIMEOUT)
-        host_group = None
     try:
-        yield World(distributed.get_rank(), size, host_group)
+        host_group = _join()
+    except RuntimeError as error:
+        if not is_lost_connection(error):
+            raise
+        place = f"{os.environ.get('MASTER_ADDR', '')}:{os.environ.get('MASTER_PORT', '')}"
+        raise ProcessLost(
+            f"the {size} processes of a training did not come together: {str(error).splitlines()[0][:300]}",
+            place=place,
+            remedy="the same command tries again; each machine must reach this address",
+        ) from None
+    try:
+        yield World(
+            distributed.get_rank(), size, int(os.environ.get("LOCAL_WORLD_SIZE", str(size))), host_group
+        )
     finally:
         distributed.destroy_process_group()
+
+
+def _join() -> Any:
+    """Join the process group; return the Gloo group for decisions, None for the default one."""
+    joined, rank, size = next(distributed.rendezvous("env://", timeout=JOIN_TIMEOUT))  # type: ignore[attr-defined]
+    store = distributed.PrefixStore("trainer", joined)  # type: ignore[attr-defined]
+    if not torch.cuda.is_available():
+        distributed.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=HOST_TIMEOUT)
+        return None
+    torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    distributed.init_process_group("nccl", store=store, rank=rank, world_size=size)
+    return distributed.new_group(backend="gloo", timeout=HOST_TIMEOUT)

@@ -1,7 +1,8 @@
 """Run `trainer train` in several processes on this machine, one for each device, and end them together.
 
-The launching process loads no torch: it starts the workers, forwards signals, and watches. A worker that
-fails ends all of them. If the launcher itself is killed, the kernel kills its workers.
+The launching process starts the workers, forwards signals, and watches. A worker that fails ends all of them.
+If the launcher itself is killed, the kernel kills its workers. With several machines there is a launcher on
+each, and `nodes` lets them end together; a launcher of one machine loads no torch.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from typing import IO
 
 from trainer.errors import ConfigError, ProcessLost
 from trainer.process import handling
+from trainer.training.nodes import Ending, Nodes, RankShare
+from trainer.training.rendezvous import Rendezvous, meet, workers_environment
 
 # Seconds that the remaining workers get to checkpoint and end after the first one failed.
 GRACE_S = 60.0
@@ -59,54 +62,77 @@ class Worker:
         return self.process.poll()
 
 
-def launch(config: Path, processes: int, report: Report, *, flags: Sequence[str] = ()) -> int:
-    """Run `trainer train CONFIG` in `processes` processes and wait for them.
+def launch(
+    config: Path,
+    processes: int,
+    report: Report,
+    *,
+    flags: Sequence[str] = (),
+    rendezvous: Rendezvous | None = None,
+) -> int:
+    """Run `trainer train CONFIG` in `processes` processes on this machine and wait for them.
 
     Args:
         report: prints what a worker other than the first said when it failed.
         flags: more options of `trainer train`.
+        rendezvous: of the machines that take part; None: this one alone.
 
     Returns:
         The exit code; see `run_workers`.
 
     Raises:
         ConfigError: fewer than two processes.
-        ProcessLost: a signal from elsewhere ended a worker.
+        ProcessLost: a signal from elsewhere ended a worker; a node is lost, or did not come.
     """
-    if processes < 2:
+    if rendezvous is None and processes < 2:
         raise ConfigError(
             "a launch needs at least two processes",
             place="--processes",
             remedy="leave the option out to train in one process",
         )
-    # `--processes 1`: TRAINER_TRAIN_PROCESSES, which the workers inherit, is that of the launcher.
-    command = [sys.executable, "-m", "trainer", "train", str(config), "--processes", "1", *flags]
-    return run_workers(command, processes, report)
+    # Variables of these options, which the workers inherit, are those of the launcher.
+    alone = ["--processes", "1", "--nnodes", "1"]
+    command = [sys.executable, "-m", "trainer", "train", str(config), *alone, *flags]
+    if rendezvous is None:
+        return run_workers(command, processes, report)
+    report(f"waiting for {rendezvous.nodes} nodes at {rendezvous.endpoint}")
+    return run_workers(command, processes, report, Nodes(meet(rendezvous)))
 
 
-def run_workers(command: Sequence[str], count: int, report: Report) -> int:
+def run_workers(command: Sequence[str], count: int, report: Report, nodes: Nodes | None = None) -> int:
     """Run a command in `count` processes with torchrun's environment variables; wait until all have ended.
 
     SIGTERM and SIGINT are forwarded to every worker, and the workers may finish their step and checkpoint. A
     second signal leaves them `SECOND_SIGNAL_GRACE_S`. When a worker fails the others get SIGTERM and
-    `GRACE_S`. No process is left alive.
+    `GRACE_S`; so they do when another node failed. No process is left alive.
+
+    Args:
+        nodes: launchers of the other machines; None: there are none.
 
     Returns:
         0 if all succeeded; 128 + number after a signal; else the exit code of the first rank that failed by
-        itself, before one that only lost its connection to another.
+        itself, before one that only lost its connection to another. The same on all nodes.
 
     Raises:
-        ProcessLost: a signal from elsewhere ended a worker.
+        ProcessLost: a signal from elsewhere ended a worker, or a node is lost.
     """
-    port = _free_port()
+    share = RankShare(0, count, count, "127.0.0.1", _free_port()) if nodes is None else nodes.share(count)
+    if nodes is not None:
+        last = share.first + count - 1
+        report(f"node {nodes.node} of {nodes.count}: processes {share.first} to {last} of {share.total}")
     workers: list[Worker] = []
     with _collected_signals() as received:
         try:
             for rank in range(count):
-                workers.append(_start(command, rank, count, port))
-            _wait(workers, received)
+                workers.append(_start(command, rank, share))
+            _wait(workers, received, nodes)
             _kill(workers)
-            return _exit_code(workers, received, report)
+            ending = _ending(workers, received, share.total, report)
+            if nodes is not None:
+                return nodes.agree(ending)
+            if ending.message:
+                raise ProcessLost(ending.message, remedy="the same command resumes from the last checkpoint")
+            return ending.code
         finally:
             _kill(workers)
             for worker in workers:
@@ -114,7 +140,7 @@ def run_workers(command: Sequence[str], count: int, report: Report) -> int:
                     worker.stderr.close()
 
 
-def _wait(workers: Sequence[Worker], received: Sequence[int]) -> None:
+def _wait(workers: Sequence[Worker], received: Sequence[int], nodes: Nodes | None) -> None:
     """Watch the workers until all have ended, or until those left over have used up their time."""
     forwarded = 0
     deadline: float | None = None
@@ -125,7 +151,8 @@ def _wait(workers: Sequence[Worker], received: Sequence[int]) -> None:
             forwarded += 1
             if forwarded == 2:
                 deadline = now + SECOND_SIGNAL_GRACE_S
-        if deadline is None and any(worker.code for worker in workers):
+        failed = any(worker.code for worker in workers) or (nodes is not None and nodes.has_failure)
+        if deadline is None and failed:
             deadline = now + GRACE_S
             if not forwarded:
                 _send(running, signal.SIGTERM)
@@ -134,12 +161,13 @@ def _wait(workers: Sequence[Worker], received: Sequence[int]) -> None:
         time.sleep(POLL_S)
 
 
-def _exit_code(workers: Sequence[Worker], received: Sequence[int], report: Report) -> int:
+def _ending(workers: Sequence[Worker], received: Sequence[int], total: int, report: Report) -> Ending:
+    """Return how the workers of this machine ended."""
     codes = [worker.process.returncode for worker in workers]
     if not any(codes):
-        return 0
+        return Ending(0)
     if received:
-        return 128 + received[0]
+        return Ending(128 + received[0], received=received[0])
     failed = [worker for worker in workers if worker.process.returncode > 0]
     failed.sort(
         key=lambda worker: worker.process.returncode in FOLLOWING_CODES
@@ -148,13 +176,14 @@ def _exit_code(workers: Sequence[Worker], received: Sequence[int], report: Repor
     if killed and all(worker.process.returncode in FOLLOWING_CODES for worker in failed):
         rank, number = killed[0].rank, -killed[0].process.returncode
         cause = "; the kernel sends it when memory runs out" if number == signal.SIGKILL else ""
-        raise ProcessLost(
-            f"process {rank} of {len(workers)} was ended by signal {number} "
+        return Ending(
+            ProcessLost.exit_code,
+            message=f"process {rank} of {total} was ended by signal {number} "
             f"({signal.Signals(number).name}{cause}); the others were stopped",
-            remedy="the same command resumes from the last checkpoint",
         )
     _show_stderr(failed[0], report)
-    return int(failed[0].process.returncode)
+    code = int(failed[0].process.returncode)
+    return Ending(code, by_itself=code not in FOLLOWING_CODES)
 
 
 def _show_stderr(worker: Worker, report: Report) -> None:
@@ -166,15 +195,16 @@ def _show_stderr(worker: Worker, report: Report) -> None:
         report(f"[process {worker.rank}] {line}")
 
 
-def _start(command: Sequence[str], rank: int, count: int, port: int) -> Worker:
+def _start(command: Sequence[str], local_rank: int, share: RankShare) -> Worker:
+    rank = share.first + local_rank
     environment = {
-        **os.environ,
+        **workers_environment(os.environ),
         "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(count),
-        "LOCAL_WORLD_SIZE": str(count),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+        "LOCAL_RANK": str(local_rank),
+        "WORLD_SIZE": str(share.total),
+        "LOCAL_WORLD_SIZE": str(share.count),
+        "MASTER_ADDR": share.address,
+        "MASTER_PORT": str(share.port),
     }
     is_leader = rank == 0
     stderr = None if is_leader else tempfile.TemporaryFile()  # noqa: SIM115 - read after the process ended

@@ -278,8 +278,12 @@ def enable_checkpointing(student: Any) -> None:
     enable({"use_reentrant": False})
 
 
-def needs_sharding(config: TrainConfig, ranks: int) -> bool:
-    """Decide whether to split the base over `ranks` processes, by `[train] shard` and the free memory."""
+def needs_sharding(config: TrainConfig, ranks: int, local_ranks: int | None = None) -> bool:
+    """Decide whether to split the base over `ranks` processes, by `[train] shard` and the free memory.
+
+    Args:
+        local_ranks: those of this machine, which share its memory; None: all of them.
+    """
     if config.student.quantise != "none" or config.is_full:
         if config.train.shard == "always" and ranks > 1:
             what = "weights that are trained" if config.is_full else "a base in 4 bits"
@@ -291,23 +295,29 @@ def needs_sharding(config: TrainConfig, ranks: int) -> bool:
         return False
     if ranks == 1 or config.train.shard != "planned":
         return ranks > 1 and config.train.shard == "always"
-    free = available_bytes(model.select_device(config.train), ranks)
+    free = available_bytes(model.select_device(config.train), local_ranks or ranks)
     return free is not None and 2 * _bytes(config.base) > free
 
 
 def needs_checkpointing(
-    config: TrainConfig, pack: Sequence[Example], *, processes: int = 1, sharded: bool = False
+    config: TrainConfig,
+    pack: Sequence[Example],
+    *,
+    processes: int = 1,
+    local_processes: int | None = None,
+    sharded: bool = False,
 ) -> bool:
     """Decide whether to recompute activations, by `[train] checkpointing` and the free memory.
 
     Args:
         pack: the largest pack.
-        processes: processes of this training on this machine.
-        sharded: whether the base is split over them.
+        processes: processes of this training.
+        local_processes: those of this machine, which share its memory; None: all of them.
+        sharded: whether the base is split over all.
     """
     if config.train.checkpointing != "planned":
         return config.train.checkpointing == "always"
-    free = available_bytes(model.select_device(config.train), processes)
+    free = available_bytes(model.select_device(config.train), local_processes or processes)
     logits = 16 * config.train.pack_budget * weights.vocabulary_size(config.base)  # fp32, four copies at most
     if free is None or (
         64 * _bytes(config.base) + logits + 64 * 2**20 < free and config.train.pack_budget <= 1 << 14

@@ -78,9 +78,15 @@ def load_student(config: TrainConfig, largest_pack: Sequence[Example], world: Wo
         ConfigError: the device that `[train] device` names is absent, or the student can't be compiled.
     """
     device = model.select_device(config.train)
-    sharded = world.any_rank(memory.needs_sharding(config, world.size))
+    sharded = world.any_rank(memory.needs_sharding(config, world.size, world.local_size))
     checkpointing = world.any_rank(
-        memory.needs_checkpointing(config, largest_pack, processes=world.size, sharded=sharded)
+        memory.needs_checkpointing(
+            config,
+            largest_pack,
+            processes=world.size,
+            local_processes=world.local_size,
+            sharded=sharded,
+        )
     )
     student = model.load_new_student(config, device, sharded=sharded)
     if checkpointing:

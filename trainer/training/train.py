@@ -16,8 +16,9 @@ from trainer.model import model
 from trainer.process import end_before_first_step, lock_output_folder, stop_signals
 from trainer.publish.adapter import require_storable, write_adapter
 from trainer.training import optim, trackers
+from trainer.training.agreement import leader_first, require_equal_inputs
 from trainer.training.checkpointer import Checkpointer, Progress
-from trainer.training.distributed import World, is_lost_connection, join_world
+from trainer.training.distributed import World, is_lost_connection, join_world, lost_connections_named
 from trainer.training.inputs import TrainingInputs, read_inputs
 from trainer.training.reporter import NO_CALLBACKS, Callbacks, Reporter
 from trainer.training.samples import Sampler
@@ -88,11 +89,12 @@ def train(
         ExitStack() as computing,
     ):
         started = time.monotonic()
-        with end_before_first_step(requests):
+        with lost_connections_named("before the first step"), end_before_first_step(requests):
             trackers.require_installed(config)
             config = model.fit_to_device(config, world.size)
-            model.set_threads(config.train, world.size)
-            inputs = read_inputs(config, rows, callbacks.on_rows, rehearses=world.is_leader)
+            model.set_threads(config.train, world.local_size)
+            with leader_first(world, config.cache, rows is None and dataset.is_stored(config)):
+                inputs = read_inputs(config, rows, callbacks.on_rows, rehearses=world.is_leader)
             if inputs.faults and not force_faults:
                 raise FindingsError(
                     "; ".join(inputs.faults),
@@ -143,6 +145,7 @@ class TrainingRun:
         self._world = world
         self._optimiser = optim.adamw(student.parameters.items(), config.train, config.lora)
         self._checkpointer = Checkpointer(config, inputs, student, self._optimiser, world)
+        require_equal_inputs(config, self._checkpointer.settings, world)
         start = self._checkpointer.restore(allow_change=allow_change)
         self._stepper = Stepper(student, self._optimiser, config.train, world, skipped=start.skipped)
         self._sampler = Sampler(config, inputs, student, world)

@@ -302,6 +302,8 @@ def test_ranks_wait_for_a_long_task_of_the_first_one_without_nccl(monkeypatch):
     """A base is hashed and an adapter written while the others wait; NCCL would give up after ten minutes."""
     groups = []
     fake = types.SimpleNamespace(
+        rendezvous=lambda _url, timeout: iter([("all", 0, 2)]),
+        PrefixStore=lambda prefix, store: f"{prefix}/{store}",
         init_process_group=lambda backend, **more: groups.append((backend, more)),
         new_group=lambda **more: groups.append(("group", more)) or "host",
         get_rank=lambda: 0,
@@ -315,7 +317,7 @@ def test_ranks_wait_for_a_long_task_of_the_first_one_without_nccl(monkeypatch):
     monkeypatch.setattr(torch.cuda, "set_device", lambda _number: None)
     with distributed.join_world() as world:
         world.barrier()
-    assert groups[0] == ("nccl", {})
+    assert groups[0] == ("nccl", {"store": "trainer/all", "rank": 0, "world_size": 2})
     assert groups[1] == ("group", {"backend": "gloo", "timeout": distributed.HOST_TIMEOUT})
     assert groups[2] == ("max", "host")
     assert distributed.HOST_TIMEOUT.total_seconds() >= 3600

@@ -200,5 +200,5 @@ def test_the_launcher_passes_on_the_options_that_were_given(run_trainer, toml, m
     monkeypatch.setattr(launch, "run_workers", lambda command, *_: commands.append(command) or 0)
     code, out, _ = run_trainer("train", toml, "--processes", 2, *flags)
     assert (code, out) == (0, "")
-    given = ["train", str(toml), "--processes", "1", *flags]
+    given = ["train", str(toml), "--processes", "1", "--nnodes", "1", *flags]
     assert commands == [[sys.executable, "-m", "trainer", *given]]
