@@ -146,6 +146,7 @@ def test_other_rows_on_one_machine_are_refused_by_name(tmp_path, fork_server):
     assert "has other inputs than process 0: corpus " in ended["err"]
 
 
+@pytest.mark.slow
 def test_a_process_that_is_lost_before_the_first_step_is_named(tmp_path, fork_server):
     made = tomls(tmp_path)
     shutil.rmtree(made[1].parent / "base")  # the second machine has no student
@@ -155,10 +156,8 @@ def test_a_process_that_is_lost_before_the_first_step_is_named(tmp_path, fork_se
     assert ended["err"].count("error[student]") == 2
 
 
-@pytest.mark.parametrize(
-    ("shared", "makers"),
-    [(True, [{"0"}]), pytest.param(False, [{"0"}, {"2", "3"}], marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("shared", "makers"), [(True, [{"0"}]), (False, [{"0"}, {"2", "3"}])])
 def test_a_token_store_is_made_once_or_once_on_each_machine(tmp_path, fork_server, shared, makers):
     """Where machines share the folder their locks may not work: the first one makes the store."""
     made = tomls(tmp_path, max_steps=1)
