@@ -3,11 +3,12 @@
     python benchmarks/large_run.py [--rows 10000] [--prompts 200000] [--million 100]
 
 A real harvest of `--rows` answers gives bytes in the journal and in shards, and CPU seconds, per answer. The
-answers are pieces of 750 characters of this project's documents, so that shards compress them as they do
-English text; a server process of our own sends them. Checking `--prompts` prompts and three times as many,
-each in a fresh process, gives memory and CPU seconds per prompt, alone and as one of eight ranks. A dealer
-with 8, 64 and 512 ranks gives what the coordinator of a fleet sends, and its CPU seconds per report. The rest
-is arithmetic. CPU seconds hold for this machine; bytes hold anywhere.
+answers are pieces of 750 characters of this project's texts, so that shards compress them as they do other
+text; a server process of our own sends them. Checking `--prompts` prompts and three times as many, each in a
+fresh process, gives memory and CPU seconds per prompt, alone and as one of eight ranks. A dealer with 8, 64
+and 256 ranks gives what the coordinator of a fleet sends, and its CPU seconds per report; where Ray is
+installed, an actor that returns what it gets shows Ray's part. The rest is arithmetic. CPU seconds hold for
+this machine; bytes hold anywhere.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import random
 import tempfile
 import time
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,33 @@ shard_mib = {shard_mib}
 RATES = (100, 1_000, 10_000)
 RANKS = (1, 8, 64)
 PIECE = 750
+
+
+class Echo:
+    """An actor that returns what it gets."""
+
+    def exchange(self, rank: int, incarnation: int, text: str) -> str:
+        return text
+
+    def cpu_s(self) -> float:
+        return time.process_time()
+
+
+def ray_call(calls: int = 2_000) -> float:
+    """Return the CPU seconds that a call of an actor takes in its process, with a report's text."""
+    import ray
+
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    echo = ray.remote(Echo).remote()
+    text = _report("https://teacher.example/v1", 1, 1.0, (0.5, 32, None))
+    ray.get(echo.exchange.remote(1, 1, text))
+    before = ray.get(echo.cpu_s.remote())
+    for _ in range(calls):
+        ray.get(echo.exchange.remote(1, 1, text))
+    cpu: float = ray.get(echo.cpu_s.remote()) - before
+    ray.shutdown()
+    return cpu / calls
 
 
 def write(folder: Path, prompts: int, base_url: str, shard_mib: int) -> Path:
@@ -192,12 +221,14 @@ def _report(url: str, rank: int, now: float, held: Any) -> str:
 def serve(ready: Any) -> None:
     """Answer chat completions with pieces of documents, until killed; put the port into `ready` first."""
     root = Path(__file__).resolve().parents[1]
-    text = " ".join(" ".join(path.read_text().split()) for path in sorted(root.rglob("docs/**/*.md")))
-    text += " ".join(" ".join((root / name).read_text().split()) for name in ("README.md", "ARCHITECTURE.md"))
-    rng, numbers = random.Random(7), itertools.count()
+    folders = ("docs", "data", "harvester", "trainer", "tests", "benchmarks")
+    files = (path for folder in folders for path in sorted((root / folder).rglob("*.[mp][dy]")))
+    text = " ".join(" ".join(path.read_text().split()) for path in files)
+    places = iter(random.Random(7).sample(range(0, len(text) - PIECE, PIECE), k=len(text) // PIECE - 1))
+    numbers = itertools.count()
 
     def body() -> bytes:
-        at = rng.randrange(len(text) - PIECE)
+        at = next(places)  # no piece twice: zstd would find it
         message = {"role": "assistant", "content": text[at : at + PIECE]}
         choice = {"index": 0, "finish_reason": "stop", "message": message}
         usage = {"prompt_tokens": 40, "completion_tokens": 64, "total_tokens": 104}
@@ -244,7 +275,7 @@ def span_of(seconds: float) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--rows", type=int, default=10_000)
+    parser.add_argument("--rows", type=int, default=5_000)
     parser.add_argument("--prompts", type=int, default=200_000)
     parser.add_argument("--million", type=float, default=100, help="prompts of the run on paper, in millions")
     chosen = parser.parse_args()
@@ -261,7 +292,7 @@ def main() -> None:
             (mib, cpu), (more_mib, more_cpu) = (pool.apply(checked, (n, shard)) for n in (few, many))
             per = many - few
             checks[shard] = ((more_mib - mib) * 2**20 / per, (more_cpu - cpu) / per)
-        coordinator = {ranks: pool.apply(dealt, (ranks,)) for ranks in (8, 64, 512)}
+        coordinator = {ranks: pool.apply(dealt, (ranks,)) for ranks in (8, 64, 256)}
     load_1, rows = os.getloadavg()[0], chosen.million * 1e6
     print(f"per answer, from {chosen.rows:,} (load {load_1:.0f})")
     print(f"  in the journal until it is sealed   {answer['journal_unsealed']:,.0f} bytes")
@@ -280,6 +311,8 @@ def main() -> None:
             f"  {ranks:>3} ranks  {figures['bytes']:,.0f} bytes, {figures['cpu_s'] * 1e6:,.0f} us CPU: "
             f"{2 * ranks:,}/s, {text_of(2 * ranks * figures['bytes'])}/s, {cores:.2f} cores"
         )
+    if find_spec("ray") is not None:
+        print(f"  Ray's part of a call: {ray_call() * 1e6:,.0f} us CPU of the actor's process")
     print(f"{rows:,.0f} prompts")
     (alone_memory, check_cpu), (_, rank_cpu) = checks[None], checks["1/8"]
     for ranks in RANKS:

@@ -21,6 +21,7 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
         ("several_choices.py --prompts 10 --samples 4", "0 answers paid twice"),
         ("batches.py --prompts 20", "0 keys paid twice"),
         ("memory.py --prompts 2000 --in-flight 16 --own-server", "harvest, 2,000 rows"),
+        ("large_run.py --rows 200 --prompts 2000", "100,000,000 prompts"),
         ("limit_share.py --case configured --seconds 4", "share of limit"),
         pytest.param("limit_share.py --case halved --seconds 6", "settled at", marks=pytest.mark.long),
     ],

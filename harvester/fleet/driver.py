@@ -16,7 +16,7 @@ from harvester import library
 from harvester.config import config as settings
 from harvester.config.config import HarvestConfig
 from harvester.config.overrides import Overrides
-from harvester.config.shard import MOST_SHARDS, Shard
+from harvester.config.shard import Shard
 from harvester.config.transport import Transport
 from harvester.errors import ConfigError, HarvesterError, RunState
 from harvester.fleet import cluster as processes
@@ -36,6 +36,8 @@ from harvester.teacher.policies import build_budget, require_rate_within_patienc
 Watch = Callable[[Mapping[str, Any]], None]
 Note = Callable[[str], None]
 
+# From so many ranks on, the coordinator needs more than one core (benchmarks/large_run.py).
+MOST_RANKS = 200
 LOOK_S = 0.25
 # Seconds between two looks at each rank, and between two writes of the state.
 POLL_S, SAVE_S = 1.0, 2.0
@@ -124,7 +126,7 @@ def _found(config: Path, cluster: Cluster, ranks: int | None) -> FleetState:
         for shard in map(Shard.parse, cluster.stores_at(node, config.resolve())):
             begun.add(shard.of)
             hosts[shard.rank] = node.host
-    number = ranks or (begun.pop() if len(begun) == 1 else len(nodes))
+    number = ranks or (begun.pop() if len(begun) == 1 else min(MOST_RANKS, len(nodes)))
     if others := begun - {number}:
         raise ConfigError(
             f"stores of a split into {min(others)} are there: {number} ranks would ask again for what they "
@@ -145,8 +147,12 @@ def checked(config: Path, options: FleetOptions) -> tuple[HarvestConfig, Overrid
     loaded, flags = settings.load(config), library.overrides(options.harvest)
     flags.require(priced=loaded.teacher.price is not None)
     prepare.gate(loaded, config.resolve().parent).require()
-    if options.ranks is not None and not 1 <= options.ranks <= MOST_SHARDS:
-        raise ConfigError(f"{options.ranks} is no number of ranks", place="--ranks", remedy="as in --ranks 4")
+    if options.ranks is not None and not 1 <= options.ranks <= MOST_RANKS:
+        raise ConfigError(
+            f"a fleet has 1 to {MOST_RANKS} ranks, not {options.ranks}",
+            place="--ranks",
+            remedy="as in --ranks 4",
+        )
     if loaded.run.shard is not None:
         raise ConfigError("a shard can't be split again", place="run.shard", remedy="leave it out")
     if (flags.transport or loaded.run.transport) is not Transport.ONLINE:

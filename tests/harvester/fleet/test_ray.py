@@ -48,7 +48,7 @@ def _cluster(nodes: int) -> Iterator[Any]:
             cluster.add_node(num_cpus=2, object_store_memory=80 << 20)
         yield cluster
     finally:
-        os.environ.pop("FLEET_KEY")
+        os.environ.pop("FLEET_KEY", None)
         cluster.shutdown()
 
 
