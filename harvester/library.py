@@ -481,18 +481,26 @@ def folder_of_run(path: Path) -> Path:
     """Return the store that `path` means: a store itself, a harvest.toml, or a folder with a harvest.toml.
 
     Raises:
-        UsageError: nothing is at `path`, or the store of a harvest.toml does not exist.
+        UsageError: nothing is at `path`, or a file, or the store of a harvest.toml does not exist.
     """
     require_local(path)
     if not path.exists():
-        raise UsageError("no such folder", place=str(path), remedy=_STORE_REMEDY)
+        raise UsageError("no such file or folder", place=str(path), remedy=_STORE_REMEDY)
+    if path.suffix != ".toml" and not path.is_dir():
+        raise UsageError("is a file, and a store is a folder", place=str(path), remedy=_STORE_REMEDY)
     config_file = path if path.suffix == ".toml" else path / "harvest.toml"
     if not config_file.is_file() or _is_store(path):
         return path
     from harvester.config import config
 
     store = config_file.parent / config.load(config_file).store.path
-    if not store.exists():
+    if not store.is_dir():
+        if store.exists():
+            raise UsageError(
+                f"its store {store} is a file, and a store is a folder",
+                place=str(config_file),
+                remedy="name another folder in [store] path",
+            )
         raise UsageError(
             f"its store {store} does not exist yet",
             place=str(config_file),

@@ -544,7 +544,10 @@ def distil(
     from trainer.process import lock_output_folder
 
     require_own_folder(files)
-    with lock_output_folder(files.folder), progress_bar("distil", "steps or prompts") as update:
+    with (
+        lock_output_folder(files.folder, "`trainer distil`", "`out` in distil.toml"),
+        progress_bar("distil", "steps or prompts") as update,
+    ):
         result = Distillation(files, print_message, update).run(first, until)
     lines = [*report.text_lines(result), f"page in {result['page']}"]
     print_result(result, lines, as_json=as_json)
@@ -572,7 +575,10 @@ def curve(
     from trainer.experiments.curve import measure_curve
     from trainer.process import lock_output_folder
 
-    with lock_output_folder(folder), progress_bar("curve", "steps or prompts") as update:
+    with (
+        lock_output_folder(folder, "`trainer curve`", "`out` in curve.toml"),
+        progress_bar("curve", "steps or prompts") as update,
+    ):
         result = measure_curve(planned, print_message, update)
         files = curve_report.write(result, folder, loaded.name)
     lines = [*curve_report.text_lines(result), f"page in {files[0]}, figures in {files[1]}"]
@@ -598,7 +604,10 @@ def loop(
     from trainer.experiments.loop import Loop
     from trainer.process import lock_output_folder
 
-    with lock_output_folder(files.folder), progress_bar("loop", "steps or prompts") as update:
+    with (
+        lock_output_folder(files.folder, "`trainer loop`", "`out` in loop.toml"),
+        progress_bar("loop", "steps or prompts") as update,
+    ):
         result = Loop(files, print_message, update).run()
         written = loop_report.write(result, files.folder, files.train.name)
     lines = [*loop_report.text_lines(result), f"page in {written[0]}, figures in {written[1]}"]
@@ -624,7 +633,10 @@ def onpolicy(
     from trainer.onpolicy.rounds import OnPolicy
     from trainer.process import lock_output_folder
 
-    with lock_output_folder(files.folder), progress_bar("onpolicy", "rounds or answers") as update:
+    with (
+        lock_output_folder(files.folder, "`trainer onpolicy`", "`out` in onpolicy.toml"),
+        progress_bar("onpolicy", "rounds or answers") as update,
+    ):
         result = OnPolicy(files, print_message, update).run()
         written = report.write(result, files.folder, files.train.name)
     lines = [*report.text_lines(result), f"page in {written[0]}, figures in {written[1]}"]

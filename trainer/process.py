@@ -2,33 +2,43 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from harvester.system.background import StopRequests
 from harvester.system.files import try_lock
+from harvester.system.process_state import holder_remedy
 from trainer.errors import Interrupted, StoreError, StoreLocked
 
 # Seconds within which signals to one of several processes are one: a scheduler sends them to the whole job,
 # and the launcher forwards its own.
 ECHO_S = 2.0
 
+# Most bytes that are read of a LOCK file.
+_MAX_NOTE_BYTES = 4096
+
 
 @contextmanager
-def lock_output_folder(folder: Path) -> Iterator[None]:
+def lock_output_folder(folder: Path, what: str = "training", setting: str = "[out] path") -> Iterator[None]:
     """Hold an exclusive `flock` on `folder/LOCK` during the block; the folder is made if it is absent.
 
     The kernel drops the lock when the process ends, however it ends.
 
+    Args:
+        what: what this process does, for the message of another one.
+        setting: that names the folder.
+
     Raises:
-        StoreLocked: another training holds the lock.
+        StoreLocked: another process holds the lock; names it.
         StoreError: the folder can't be made or written.
     """
     try:
@@ -38,7 +48,7 @@ def lock_output_folder(folder: Path) -> Iterator[None]:
         raise StoreError(
             f"the output folder can't be written: {error.strerror}",
             place=str(folder),
-            remedy="set another [out] path",
+            remedy=f"set another {setting}",
         ) from None
     try:
         try:
@@ -47,17 +57,32 @@ def lock_output_folder(folder: Path) -> Iterator[None]:
             raise StoreError(
                 f"the output folder can't be locked: {error.strerror}",
                 place=str(folder),
-                remedy="set another [out] path, on a disk of this machine",
+                remedy=f"set another {setting}, on a disk of this machine",
             ) from None
         if not is_locked:
+            holder = _read_holder(handle)
+            who = f" (pid {holder['pid']} on {holder['host']})" if holder else ""
             raise StoreLocked(
-                "another training holds this output folder",
+                f"another {holder.get('what', 'training')}{who} holds this output folder",
                 place=str(folder),
-                remedy="wait for it, or set another [out] path",
+                remedy=holder_remedy(holder, f"wait until it ends, or set another {setting}"),
             )
+        note = {"pid": os.getpid(), "host": os.uname().nodename, "what": what}
+        with suppress(OSError):  # only for messages
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, json.dumps(note).encode(), 0)
         yield
     finally:
         os.close(handle)
+
+
+def _read_holder(handle: int) -> dict[str, Any]:
+    """Return what the process that holds a lock wrote into its file; empty for another version's."""
+    try:
+        note = json.loads(os.pread(handle, _MAX_NOTE_BYTES, 0))
+        return {"pid": int(note["pid"]), "host": str(note["host"]), "what": str(note["what"])}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {}
 
 
 def end_on_sigterm() -> None:

@@ -146,6 +146,8 @@ def write_starter(folder: Path, base: Path | None = None, corpus: str | Path | N
 
 
 def _write(folder: Path, texts: dict[str, str], *, copies_base: bool) -> list[Path]:
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError("is a file", place=str(folder), remedy="name a new folder")
     paths = [folder / name for name in texts]
     for path in [*paths, *([folder / "base"] if copies_base else [])]:
         if path.exists():

@@ -13,6 +13,7 @@ from harvester.cli.console import JSON, STORE_OF_RUN, Status, emit, message, pro
 from harvester.cli.detach import log_of
 from harvester.errors import FindingsError, RunState
 from harvester.store import paths
+from harvester.system.process_state import STANDING, process_state, standing_text
 
 # Seconds between two looks at the run, and between two lines of --json.
 LOOK_S, LINE_S = 0.25, 2.0
@@ -53,13 +54,20 @@ def attach(
     emit(status, lines, as_json=as_json)
     if code is None:
         raise FindingsError(
-            "the run died: its process is gone, and it did not say how it ended"
-            if status.get("run_id")
-            else "no run has been here",
+            _without_end(status),
             place=str(store),
-            remedy="`harvester run` with its harvest.toml resumes it; what was stored is kept",
+            remedy=run_status.remedy_of(status),
         )
     raise typer.Exit(int(code))
+
+
+def _without_end(status: Status) -> str:
+    """Say why it is not known how the run ended."""
+    if status.get("run_id"):
+        return "the run died: its process is gone, and it did not say how it ended"
+    if status.get("held"):
+        return f"how the last run ended is not known: {paths.STATUS} is gone, or says nothing"
+    return "no run has been here"
 
 
 def _follow(store: Path, *, as_json: bool) -> None:
@@ -76,6 +84,7 @@ def _follow(store: Path, *, as_json: bool) -> None:
     printed_at = -LINE_S
     with progress_display(int(status.get("rows_total", 0)), "harvest", at_once=True) as show:
         while is_held(store):
+            _wait_while_it_stands(store)
             if status.get("pid") == holder.get("pid"):
                 if run_id not in (None, status.get("run_id")) or status.get("exit_code") is not None:
                     break
@@ -88,6 +97,22 @@ def _follow(store: Path, *, as_json: bool) -> None:
             time.sleep(LOOK_S)
             status, holder = _status(store), read_holder(store / paths.LOCK) or holder
     while is_held_by(store, holder):  # it has said how it ended, and closes the store
+        time.sleep(LOOK_S)
+
+
+def _wait_while_it_stands(store: Path) -> None:
+    """Say once that the process which holds the store is stopped, and wait until it goes on or is gone."""
+    from harvester.store.journal.lock import is_held, read_holder
+
+    is_said = False
+    while is_held(store):
+        holder = read_holder(store / paths.LOCK)
+        if (state := process_state(holder)) not in STANDING:
+            break
+        if not is_said:
+            is_said = True
+            pid = holder.get("pid", "?")
+            message(f"the run waits (pid {pid} is {state}): {standing_text(state, pid)}")
         time.sleep(LOOK_S)
 
 

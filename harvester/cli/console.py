@@ -114,7 +114,8 @@ def log_as_json() -> None:
 
 def _write(line: str) -> None:
     try:
-        print(line, file=sys.stderr, flush=True)  # noqa: T201
+        sys.stderr.write(f"{line}\n")  # `print` writes the line end apart, and another thread between
+        sys.stderr.flush()
     except OSError:  # stderr was closed: the run goes on without it
         sys.stderr = open(  # noqa: SIM115, PTH123 - stays open until the process ends
             "/dev/null", "w", encoding="utf-8"

@@ -13,7 +13,7 @@ from harvester import library
 from harvester.cli.console import JSON, Status, emit, log_as_json, message, progress_display
 from harvester.config.budget_spans import BudgetSpan
 from harvester.config.transport import Transport
-from harvester.errors import Interrupted, StoppedAtLimit, StoreError, TooManyFailures, UsageError
+from harvester.errors import Interrupted, StoppedAtLimit, StoreError, TooManyFailures
 
 if TYPE_CHECKING:
     from harvester.run.endings import Summary
@@ -43,8 +43,6 @@ def init(
 
     from harvester.cli.init_config import write_starter
 
-    if not name.strip():
-        raise UsageError("the name of the folder is empty", place="FOLDER", remedy="name it; `.` is this one")
     folder = Path(name)
     files = write_starter(folder)
     lines = [

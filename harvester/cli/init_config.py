@@ -81,6 +81,8 @@ def write_starter(folder: Path) -> tuple[Path, ...]:
     """
     files = {"harvest.toml": HARVEST_TOML, "prompts/first.jsonl": PROMPTS, "README.md": README}
     paths = {folder / name: text for name, text in files.items()}
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError("is a file", place=str(folder), remedy="name a new folder")
     for path in paths:
         if path.exists():
             raise ConfigError("file exists already", place=str(path), remedy="name a new folder")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import typer
 
 from harvester.cli.console import JSON, STORE, emit, message
+from harvester.system.counted import counted
 
 if TYPE_CHECKING:
     from harvester.objects.publisher import Published
@@ -63,12 +64,13 @@ def publish(
 
     if as_mirror:
         mirrored = mirror_store(store, url)
-        emit({"shards": list(mirrored)}, [f"mirrored {len(mirrored):,} shards"], as_json=as_json)
+        emit({"shards": list(mirrored)}, [f"mirrored {counted(len(mirrored), 'shard')}"], as_json=as_json)
         return
     options = PublishOptions(repair=repair, verify=verify, replace=replace, prune=prune)
     places = [beside] if beside is not None else []
     published, snapshot = publish_store(store, url, options, beside=places, note=message)
-    lines = [f"published {snapshot.rows:,} rows in {len(snapshot.shards):,} shards at {published.url}"]
+    what = f"{counted(snapshot.rows, 'row')} in {counted(len(snapshot.shards), 'shard')}"
+    lines = [f"published {what} at {published.url}"]
     emit(
         {**asdict(published), "rows": snapshot.rows, "unsealed": snapshot.unsealed},
         lines + publish_lines(published, snapshot.unsealed),

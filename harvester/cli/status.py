@@ -62,7 +62,7 @@ def status(
     emit(current, lines, as_json=as_json)
     problem = run_status.unhealthy_reason(current, max_age_s) if check else ""
     if problem:
-        raise FindingsError(problem, place=str(store), remedy="`harvester run` resumes a run that ended")
+        raise FindingsError(problem, place=str(store), remedy=run_status.remedy_of(current))
 
 
 def _status_of_fleet(folder: Path, max_age_s: float, *, check: bool, as_json: bool) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,13 +24,12 @@ from harvester.store.maintain.bill import compute_bill, compute_canary_bill, com
 from harvester.store.pauses import load
 from harvester.system import own_files
 from harvester.system.counted import counted
+from harvester.system.process_state import STANDING, process_state, standing_text
 
 # Most bytes of status.json that are read; it has some 5 KiB.
 MAX_STATUS_BYTES = 16 << 20
 # At most this many of the last complaints are shown.
 COMPLAINTS_SHOWN = 3
-_STANDING_BY_LETTER = {"T": "stopped", "t": "traced", "Z": "zombie"}
-_STANDING = frozenset(_STANDING_BY_LETTER.values())
 # A heartbeat further ahead of this clock than this was written before the clock was set back.
 AHEAD_S = 5.0
 # A live process writes every two seconds; if its heartbeat is older than this, its state is `hung`.
@@ -90,7 +88,7 @@ def current_status(store: Path, live: Mapping[str, Any] | None = None) -> dict[s
     status["heartbeat_age_s"] = round(time.time() - status.get("updated_at", 0.0), 1)
     if alive:
         holder = read_holder(store / paths.LOCK)
-        status["process"] = _process(holder)
+        status["process"] = process_state(holder)
         if live is None and not -AHEAD_S <= status["heartbeat_age_s"] <= HUNG_AFTER_S:
             status["state"] = "hung"
     else:
@@ -130,19 +128,7 @@ def _canary_ledger(store: Path, *, alive: bool) -> dict[str, int]:
 
 def can_answer(store: Path) -> bool:
     """Whether the process that holds the store can answer on its socket: a stopped one can't."""
-    return _process(read_holder(store / paths.LOCK)) not in _STANDING
-
-
-def _process(holder: Mapping[str, Any]) -> str:
-    """State of the holder by proc(5): "stopped" after SIGSTOP; "" on another host or without /proc."""
-    if holder.get("host") != os.uname().nodename:
-        return ""
-    try:
-        line = Path(f"/proc/{int(holder['pid'])}/stat").read_text(encoding="utf-8", errors="replace")
-    except (OSError, KeyError, TypeError, ValueError, OverflowError):
-        return ""
-    letter = line.rpartition(")")[2].split()[0]
-    return {**_STANDING_BY_LETTER, "D": "waits for the disk"}.get(letter, "runs")
+    return process_state(read_holder(store / paths.LOCK)) not in STANDING
 
 
 def unhealthy_reason(status: Mapping[str, Any], max_age_s: float) -> str:
@@ -151,14 +137,31 @@ def unhealthy_reason(status: Mapping[str, Any], max_age_s: float) -> str:
         return ""
     age = f"last {_heartbeat_age(status)}"
     if not status.get("alive"):
-        return f"no live job: {status.get('state', 'never ran')}, {age}"
+        unknown = "how its last run ended is not known" if status.get("held") else "never ran"
+        return f"no live job: {status.get('state', unknown)}, {age}"
     # A stamp of the future was written before the clock was set back: how long ago is unknown.
     stale = not -AHEAD_S <= status["heartbeat_age_s"] <= max_age_s
-    stale = stale or status.get("process") in _STANDING
+    stale = stale or status.get("process") in STANDING
     return f"the job hangs ({status.get('process') or 'no news'}), {age}" if stale else ""
 
 
+def remedy_of(status: Mapping[str, Any]) -> str:
+    """Return what can be done about a run for which `unhealthy_reason` has a reason."""
+    standing = standing_text(str(status.get("process", "")), status.get("pid", "?"))
+    if standing:
+        return standing
+    if status.get("alive"):
+        return (
+            "look at its log and its disk; `harvester stop` or a signal ends it, `harvester run` resumes it"
+        )
+    if not status.get("run_id") and not status.get("held"):
+        return "`harvester run` with its harvest.toml starts one"
+    return "`harvester run` with its harvest.toml resumes it; what was stored is kept"
+
+
 def _heartbeat_age(status: Mapping[str, Any]) -> str:
+    if not status.get("updated_at"):
+        return "heartbeat never"
     age = status.get("heartbeat_age_s", 0.0)
     return f"heartbeat {age:.0f} s ago" if age >= -AHEAD_S else f"heartbeat {-age:.0f} s ahead of this clock"
 
@@ -169,8 +172,11 @@ def status_lines(status: Mapping[str, Any]) -> list[str]:
         where = Path(status.get("store", "")) / paths.STATUS
         return [f"status    {where} {fault}: move it away; the next run writes it again", *_ledger(status)]
     if not status.get("run_id"):
-        return ["no run has written a status here yet"]
-    lines = [_headline(status), *_pace(status), *_money(status)]
+        return _without_heartbeat(status)
+    lines = [_headline(status)]
+    if text := standing_text(str(status.get("process", "")), status.get("pid", "?")):
+        lines.append(f"{status['process']:<9} {text}")
+    lines += [*_pace(status), *_money(status)]
     if status.get("waiting"):
         lines.append(f"waiting   {status['waiting']}")
     lines += [f"learned   {text}" for text in status.get("learned") or []]
@@ -186,13 +192,7 @@ def status_lines(status: Mapping[str, Any]) -> list[str]:
     lines += _unusable(status)
     lines += _batches(status)
     lines += _ledger(status)
-    if status.get("usage_corrected"):
-        lines.append(
-            f"usage     {status['usage_corrected']:,} answers report fewer tokens than they hold; charged by "
-            "our own count"
-        )
-    if status.get("repeated_ids"):
-        lines.append(f"ids       {status['repeated_ids']:,} answers carry the id of an earlier one")
+    lines += _odd_answers(status)
     lines += _canaries(status)
     lines += _mirror(status)
     lines += [f"complaint {complaint}" for complaint in status.get("complaints", [])[-COMPLAINTS_SHOWN:]]
@@ -200,6 +200,29 @@ def status_lines(status: Mapping[str, Any]) -> list[str]:
         lines.append(f"on hold   the next run sends nothing: {'; '.join(status['holds'].values())}")
     lines.append(_process_text(status))
     return lines
+
+
+def _odd_answers(status: Mapping[str, Any]) -> list[str]:
+    lines = []
+    if status.get("usage_corrected"):
+        lines.append(
+            f"usage     {status['usage_corrected']:,} answers report fewer tokens than they hold; charged by "
+            "our own count"
+        )
+    if status.get("repeated_ids"):
+        lines.append(f"ids       {status['repeated_ids']:,} answers carry the id of an earlier one")
+    return lines
+
+
+def _without_heartbeat(status: Mapping[str, Any]) -> list[str]:
+    """Return what can be said where status.json is not there: a run may have been here all the same."""
+    lines = ["no run has written a status here yet"]
+    if status.get("held"):
+        lines += [
+            f"status    {paths.STATUS} is gone, or says nothing; the next run writes it",
+            *_ledger(status),
+        ]
+    return [*lines, _process_text(status)] if status.get("alive") else lines
 
 
 def _headline(status: Mapping[str, Any]) -> str:
@@ -424,7 +447,7 @@ def _mirror(status: Mapping[str, Any]) -> list[str]:
         return []
     text = f"{mirror.get('mirrored', 0):,} of {mirror.get('shards', 0):,} shards at {mirror.get('url', '')}"
     if failures := mirror.get("failures"):
-        text += f"; {failures:,} tries failed, it is tried again: {mirror.get('message', '')}"
+        text += f"; {counted(failures, 'try', 'tries')} failed: {mirror.get('message', '')}"
     return [f"mirror    {text}"]
 
 

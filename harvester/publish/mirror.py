@@ -6,8 +6,10 @@ needs all rows, so it is that of the last `harvester publish`.
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
+from harvester.errors import ConfigError
 from harvester.objects.location import Location
 from harvester.objects.publisher import PublishOptions
 from harvester.objects.transfer import ObjectContent, read_publication
@@ -32,5 +34,12 @@ def mirror_store(store: Path, url: str) -> tuple[str, ...]:
     documents = documents_without_report(store, snapshot, places)
     if before is not None:
         documents += [ObjectContent(file) for file in before.files if file.path == REPORT_NAME]
-    publish_snapshot(location, store, snapshot, documents, before, PublishOptions(workers=1))
+    try:
+        publish_snapshot(location, store, snapshot, documents, before, PublishOptions(workers=1))
+    except ConfigError as error:
+        error.remedy = (
+            "name another URL in [store] mirror, or give this one to this store by "
+            f"`harvester publish {shlex.quote(str(store))} URL --replace`; the objects there stay"
+        )
+        raise
     return tuple(Path(shard.path).name for shard in snapshot.shards)

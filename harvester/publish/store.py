@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import shlex
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -34,6 +35,7 @@ from harvester.store.reader import Corpus
 from harvester.store.shards.manifest import manifest_rows
 from harvester.store.shards.parquet_file import lineage_digest
 from harvester.store.shards.swap import hold_for_reading, locate
+from harvester.system.counted import counted
 from harvester.system.files import sha256_of
 from harvester.system.version import __version__
 from harvester.terms.lineage import FACT_COLUMNS, Lineage
@@ -99,6 +101,12 @@ def publish_store(
     places = (store.resolve().parent, *beside)
     with hold_for_reading(corpus.folder):
         snapshot = take_snapshot(store, corpus)
+        if snapshot.unsealed and not snapshot.shards:
+            raise ConfigError(
+                f"no answer is in a shard yet: {counted(snapshot.unsealed, 'answer')} only in the journal",
+                place=str(store),
+                remedy=f"`harvester seal {shlex.quote(str(store))}`, then publish again",
+            )
         require_publishable(snapshot.lineages, _facts(corpus, snapshot), *places, use="keep")
         options = options or PublishOptions()
         before = earlier_publication(location, options)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from harvester.errors import RemoteStoreError
+from harvester.errors import ConfigError, RemoteStoreError, TermsRefused
 from harvester.objects import url as object_url
 from harvester.store.journal.group_commit import GroupCommit, on_writer
 from harvester.store.journal.journal import Journal
@@ -26,6 +27,8 @@ LONGEST_WAIT_S = 300.0
 # How long a run that is complete waits for the last shards, and one that was interrupted.
 FINAL_S, FINAL_INTERRUPTED_S = 60.0, 5.0
 _NICENESS = 10
+# Begins the line with the remedy in what a command that fails prints.
+_REMEDY = "  remedy "
 
 
 class MirrorTask:
@@ -47,6 +50,7 @@ class MirrorTask:
         self._shards: frozenset[str] = frozenset()
         self._trying = asyncio.Lock()
         self._next_try = 0.0
+        self._needs_operator = False
         self.news: dict[str, Any] = {
             "url": str(object_url.parse(url)),
             "shards": 0,
@@ -76,11 +80,12 @@ class MirrorTask:
         left = len(self._shards - self._mirrored)
         if not left:
             return ""
+        what = f"{left:,} of {len(self._shards):,} shards are not mirrored at {self.news['url']} yet"
+        if self._needs_operator:
+            return f"{what}: {self.news['message']}"
         why = f" ({self.news['message']})" if self.news["message"] else ""
-        return (
-            f"{left:,} of {len(self._shards):,} shards are not mirrored at {self.news['url']} yet{why}; the "
-            f"next run goes on, `harvester publish {self._store} URL` does it now"
-        )
+        command = f"`harvester publish {shlex.quote(str(self._store))} URL`"
+        return f"{what}{why}; the next run goes on, {command} does it now"
 
     async def _look(self) -> None:
         self._shards = await on_writer(self._writer, _shard_names)
@@ -130,6 +135,7 @@ class MirrorTask:
                 process.kill()  # what it wrote counts only when its manifest is there
             await process.wait()
             raise
+        self._needs_operator = process.returncode in (ConfigError.exit_code, TermsRefused.exit_code)
         if process.returncode == 0:
             return ""
         return _reason(stderr.decode("utf-8", "replace")) or f"its process ended with {process.returncode}"
@@ -140,6 +146,9 @@ def _shard_names(journal: Journal) -> frozenset[str]:
 
 
 def _reason(stderr: str) -> str:
-    """Return the message of a command that failed, from what it printed."""
-    lines = [line.partition(": ")[2] for line in stderr.splitlines() if line.startswith("error[")]
-    return (lines or stderr.strip().splitlines() or [""])[-1][:500]
+    """Return the message and the remedy of a command that failed, from what it printed."""
+    lines = stderr.splitlines()
+    messages = [line.partition(": ")[2] for line in lines if line.startswith("error[")]
+    remedies = [line.removeprefix(_REMEDY).strip() for line in lines if line.startswith(_REMEDY)]
+    message = (messages or stderr.strip().splitlines() or [""])[-1][:500]
+    return f"{message}; {remedies[-1][:500]}" if messages and remedies else message

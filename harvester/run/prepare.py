@@ -6,8 +6,9 @@ Nothing is sent and nothing is written.
 from __future__ import annotations
 
 import contextlib
+import shlex
 import ssl
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -39,6 +40,7 @@ from harvester.run.planning.plan_result import Plan
 from harvester.run.planning.prompt_notes import PromptNotes
 from harvester.run.sharding import with_shard
 from harvester.store import other_settings
+from harvester.store.journal import sqlite
 from harvester.store.terms_check import require_unsealed_permitted
 from harvester.system.extras import require
 from harvester.system.hosts import printable
@@ -141,7 +143,8 @@ def prepare(path: Path, flags: Overrides | None = None) -> Prepared:
     _check_requests(config, path)
     _check_canaries(config, root)
     rules = rules_of(config.prompts, root)
-    prompts = _check_prompts(config, root, rules, flags)
+    with _prompts_of_judge(config, path):
+        prompts = _check_prompts(config, root, rules, flags)
     return Prepared(
         path=path,
         config=config,
@@ -442,8 +445,24 @@ def look_ahead(path: Path, flags: Overrides | None = None) -> Plan:
     config, _ = with_shard(_with_transport(settings.load(path), flags), flags)
     root = path.resolve().parent
     _require_folder(root / config.store.path)
-    outlook = plan.plan(config, root, gate(config, root), key_note=_key_note(config, root))
+    sqlite.require_journal(root / config.store.path)  # else all that is sealed would count as not held
+    with _prompts_of_judge(config, path):
+        outlook = plan.plan(config, root, gate(config, root), key_note=_key_note(config, root))
     return replace(outlook, shard=sharding.note(config) if config.run.shard else "")
+
+
+@contextlib.contextmanager
+def _prompts_of_judge(config: HarvestConfig, path: Path) -> Iterator[None]:
+    """Say who writes the prompts of a judge, where they are missing."""
+    try:
+        yield
+    except NoPrompts as error:
+        if config.judge is not None:
+            error.message = "the prompts of this judge are not written yet"
+            error.remedy = (
+                f"`harvester judge {shlex.quote(str(path))} --prompts-only` writes them, and asks nothing"
+            )
+        raise
 
 
 def _key_note(config: HarvestConfig, root: Path) -> str:

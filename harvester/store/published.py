@@ -8,6 +8,7 @@ manifest, runs and asks. A folder is never changed: a later publication is anoth
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -35,7 +36,8 @@ from harvester.store.journal.sqlite import OUTCOME_CODES
 from harvester.store.shards.manifest import UNKNOWN_ASKER, insert_missing_keys, insert_new_entry
 from harvester.store.shards.parquet_file import open_shard
 from harvester.store.shards.proved import require_proved
-from harvester.system.files import fsync_tree
+from harvester.system import own_files
+from harvester.system.files import fsync_tree, sha256_of
 
 _WORKERS = 4
 _UNFIT = re.compile(r"[^A-Za-z0-9._-]+")
@@ -74,9 +76,52 @@ def _newest(url: str) -> Path:
     final = cache_folder() / "stores" / f"{name[:80]}-{content.hexdigest()[:16]}" / "store"
     for shard in publication.shards:
         _require_whole(location, final, shard)
+    if final.is_dir() and publication.kind == "store" and not _is_proved(final):
+        _move_away(final)
     if not final.is_dir():
         build(location, publication, final)
+        _prove(final)
     return final
+
+
+def _proof_of(store: Path) -> Path:
+    """Return the file beside a store of the cache that holds the SHA-256 of its journal."""
+    return store.with_name(f"{store.name}.journal.sha256")
+
+
+def _prove(store: Path) -> None:
+    """Write down the SHA-256 of the journal that was just made."""
+    with contextlib.suppress(FileNotFoundError):  # a corpus has none
+        digest = sha256_of(store / paths.JOURNAL)
+        with own_files.replacing(_proof_of(store)) as file:
+            file.write(digest.encode() + b"\n")
+
+
+def _is_proved(store: Path) -> bool:
+    """Whether the journal of a store of the cache has the bytes that it was made with."""
+    try:
+        return _proof_of(store).read_text("ascii").strip() == sha256_of(store / paths.JOURNAL)
+    except (OSError, ValueError):
+        return False
+
+
+def _move_away(store: Path) -> None:
+    """Remove a store of the cache, so that it is made again of the objects that were downloaded.
+
+    Raises:
+        StoreError: the cache can't be written.
+    """
+    try:
+        trash = Path(tempfile.mkdtemp(prefix=f".{store.name}.", dir=store.parent))
+        with contextlib.suppress(FileNotFoundError):  # another process was faster
+            store.rename(trash / store.name)
+    except OSError as error:
+        raise StoreError(
+            f"a damaged copy can't be replaced: {error.strerror or error}",
+            place=str(store),
+            remedy="delete this folder of the cache; it is made again",
+        ) from None
+    shutil.rmtree(trash, ignore_errors=True)
 
 
 def _require_whole(location: Location, store: Path, shard: PublishedShard) -> None:
@@ -140,7 +185,8 @@ def _fill(
     location: Location, publication: Publication, folder: Path, note: Callable[[str], None], *, own: bool
 ) -> None:
     def place(published: PublishedObject, path: Path) -> None:
-        source = fetched(location, published)
+        is_shard = isinstance(published, PublishedShard)  # which is proved below
+        source = fetched(location, published) if is_shard else _unchanged(location, published)
         if own:
             shutil.copyfile(source, path)
         else:
@@ -164,13 +210,22 @@ def _fill(
         list(pool.map(bring, (*publication.shards, *publication.files)))
     if publication.kind == "store":
         (folder / paths.SHARDS).mkdir(mode=0o700, exist_ok=True)
-        asks = b"" if publication.asks is None else fetched(location, publication.asks).read_bytes()
+        asks = b"" if publication.asks is None else _unchanged(location, publication.asks).read_bytes()
         try:
             sqlite.create(
                 folder, lambda connection: _enter(connection, publication, asks.splitlines(), folder)
             )
         except (sqlite3.IntegrityError, ValueError, KeyError, TypeError) as error:
             raise _damaged(location, str(error)) from None
+
+
+def _unchanged(location: Location, published: PublishedObject) -> Path:
+    """Return the path of an object in the cache; download it again if its bytes have changed on disk."""
+    path = fetched(location, published)
+    if sha256_of(path) == published.sha256:
+        return path
+    forget(published)
+    return fetched(location, published)
 
 
 def _require_rows(location: Location, shard: PublishedShard, path: Path) -> None:

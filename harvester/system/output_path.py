@@ -91,4 +91,5 @@ def folder(path: Path) -> None:
 
 
 def _no_folder(path: Path, error: OSError) -> ConfigError:
-    return ConfigError(f"can't be a folder: {error.strerror}", place=str(path), remedy="name a new folder")
+    why = "it is a file" if path.is_file() else str(error.strerror)
+    return ConfigError(f"can't be a folder: {why}", place=str(path), remedy="name a new folder")

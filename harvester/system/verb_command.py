@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
-from harvester.errors import HarvesterError
+from harvester.errors import HarvesterError, UsageError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -89,6 +89,8 @@ class VerbCommand(TyperCommand):
         """Parse arguments and variables; an error names the variable that a value came from."""
         for option, name in self.variables(ctx).items():
             option.envvar, option.show_envvar = name, False  # the epilog names them all
+        if not ctx.resilient_parsing and any(not word.rpartition("=")[2].strip() for word in args):
+            self._require_names(ctx, args)
         try:
             return super().parse_args(ctx, args)
         except typer.BadParameter as error:
@@ -96,6 +98,28 @@ class VerbCommand(TyperCommand):
             if isinstance(wrong, TyperOption) and _is_from_environment(ctx, wrong):
                 error.param_hint = f"'{_flag(wrong)}' (environment variable {wrong.envvar})"
             raise
+
+    def _require_names(self, ctx: Any, args: list[str]) -> None:
+        """Refuse an empty path, which Python takes for the current folder.
+
+        Raises:
+            UsageError: names the argument or option.
+        """
+        values, _, _ = self.make_parser(ctx).parse_args(args=list(args))
+        for parameter in self.params:
+            kind = str(getattr(getattr(parameter, "type_descriptor", None), "annotation", ""))
+            if parameter.param_type_name != "argument" and "Path" not in kind:
+                continue
+            value = values.get(parameter.name)
+            words = value if isinstance(value, list | tuple) else [value]
+            if any(isinstance(word, str) and not word.strip() for word in words):
+                is_option = parameter.param_type_name != "argument"
+                name = _flag(parameter) if is_option else parameter.metavar or parameter.name
+                raise UsageError(
+                    "the name is empty",
+                    place=str(name),
+                    remedy="name it (`.` is the current folder); a variable of the shell may not be set",
+                )
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command. An error that names an option names its variable, if the value came from there."""
@@ -179,8 +203,8 @@ def _words(ctx: Any) -> list[str]:
     return words
 
 
-def _flag(option: TyperOption) -> str:
-    return max(option.opts, key=len)
+def _flag(option: Any) -> str:
+    return str(max(option.opts, key=len))
 
 
 def _is_from_environment(ctx: Any, option: TyperOption) -> bool:

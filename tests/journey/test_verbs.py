@@ -89,16 +89,23 @@ def test_the_mock_teacher_module_has_the_same_help():
     assert "example: harvester mock-teacher" in shown
 
 
-@pytest.mark.parametrize("kind", rest_is_slow(["missing", "typed", "binary", "folder", "empty"], first=3))
+@pytest.mark.parametrize(
+    "kind", rest_is_slow(["missing", "typed", "plain", "binary", "folder", "empty"], first=3)
+)
 @pytest.mark.parametrize("path", FED, ids=" ".join)
 def test_input_that_is_none_is_one_clear_error(path, kind, tmp_path: Path, monkeypatch, capsys):
     if path in MAKES_IT and kind in {"missing", "folder"}:
         pytest.skip("makes what is not there")
-    settings = tmp_path / "given.toml"
+    settings = tmp_path / ("given" if kind == "plain" else "given.toml")
     if kind == "folder":
         settings.mkdir()
     elif kind != "missing":
-        contents = {"empty": b"", "binary": b"\xff\xfe\x00PAR1", "typed": b"teacher = 3\nstudent = 4\n"}
+        contents = {
+            "empty": b"",
+            "plain": b"a file\n",
+            "binary": b"\xff\xfe\x00PAR1",
+            "typed": b"teacher = 3\nstudent = 4\n",
+        }
         settings.write_bytes(contents[kind])
     more = [str(tmp_path / "out") if word == "OUT" else word for word in NEEDS.get(path, [])]
     monkeypatch.setattr("sys.argv", [path[0], *path[1:], str(settings), *more, "--json"])
@@ -111,6 +118,19 @@ def test_input_that_is_none_is_one_clear_error(path, kind, tmp_path: Path, monke
     assert "remedy" in output.err
     assert output.out == ""
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("path", [*FED, ("harvester", "terms", "show")], ids=" ".join)
+@pytest.mark.parametrize("name", ["", " "])
+def test_an_empty_name_is_not_taken_for_the_current_folder(path, name, tmp_path: Path, monkeypatch, capsys):
+    """As `harvester purge "$STORE"` gives it where the variable is not set."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", [path[0], *path[1:], name, *NEEDS.get(path, []), "--json"])
+    with pytest.raises(SystemExit) as ended:
+        PROGRAMS[path[0]].main()
+    assert ended.value.code == 2
+    assert "the name is empty" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_desk_answers_in_json(capsys, monkeypatch):

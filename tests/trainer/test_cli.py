@@ -91,7 +91,7 @@ def broken(tmp_path, what: str) -> str:
         ("config", "not readable as TOML"),
         ("missing", "no such file"),
         ("base", "config.json is missing"),
-        ("corpus", "no corpus"),
+        ("corpus", "no corpus: no such folder"),
         ("empty", "corpus is empty"),
         ("remote code", "auto_map"),
         ("pickle only", "no *.safetensors"),

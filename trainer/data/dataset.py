@@ -193,7 +193,9 @@ def require_folder(config: TrainConfig) -> None:
     """
     if not config.corpus.is_dir():
         raise DataError(
-            "there is no corpus in this folder",
+            "is a file, and a corpus is a folder"
+            if config.corpus.exists()
+            else "there is no corpus: no such folder",
             place=str(config.corpus),
             remedy="harvest first, or set [data] corpus",
         )

@@ -19,6 +19,7 @@ from harvester.run.control.protocol import (
 )
 from harvester.store import paths
 from harvester.store.journal.lock import is_held, read_holder
+from harvester.system.process_state import holder_remedy
 
 PATIENCE_S = 5.0
 
@@ -68,5 +69,5 @@ def tell(store: Path, command: str, **arguments: Any) -> dict[str, Any]:
     raise FindingsError(
         f"its job (pid {holder.get('pid', '?')} on {holder.get('host', '?')}) does not answer",
         place=str(store / paths.CONTROL_SOCKET),
-        remedy="`harvester status` shows whether its process is stopped or hangs; a signal may still end it",
+        remedy=holder_remedy(holder, "`harvester status` shows whether it hangs; a signal may still end it"),
     )

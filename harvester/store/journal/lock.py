@@ -24,6 +24,7 @@ from harvester.store.journal.sqlite import disk_error
 from harvester.system import own_files
 from harvester.system.files import try_lock
 from harvester.system.own_files import ForeignFileError, open_file, read_text, remove_temporary
+from harvester.system.process_state import holder_remedy
 
 NETWORK_FILE_SYSTEMS = frozenset(
     {
@@ -90,7 +91,10 @@ class StoreLock:
         raise StoreLocked(
             f"held by pid {holder.get('pid', '?')} on {holder.get('host', '?')}",
             place=str(self._path),
-            remedy="`harvester attach` shows it until it ends, `harvester stop` ends it; no request was sent",
+            remedy=holder_remedy(
+                holder, "`harvester attach` shows it until it ends, `harvester stop` ends it"
+            )
+            + "; no request was sent",
         )
 
     def _take(self) -> bool:

@@ -444,6 +444,12 @@ def disk_error(error: OSError, place: Path) -> StoreError:
         return StoreError(f"can't be used: {why}", place=str(place), remedy="check its owner and permissions")
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
         return StoreFull("the disk is full", place=str(place), remedy="free space, then run again")
+    if error.errno == errno.ENOTDIR:
+        return StoreError(
+            "a file lies where a folder of the store should",
+            place=str(error.filename or place),
+            remedy="name the folder of a store",
+        )
     why = error.strerror or str(error)
     return StoreError(f"the disk refused: {why}", place=str(place), remedy="check it, then run again")
 

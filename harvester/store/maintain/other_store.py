@@ -62,9 +62,12 @@ def open_others(config: HarvestConfig, root: Path, *, mock: bool) -> list[OtherS
             path = root / name
             if path.resolve() == (root / config.store.path).resolve():
                 raise ConfigError("is the store of this run itself", place=f"store.read_also: {name}")
-            if not sqlite.has_journal(path):
+            if not path.is_dir() or not sqlite.has_journal(path):
+                what = (
+                    f"no store is in {path}" if path.is_dir() else f"{path} is no folder, and a store is one"
+                )
                 raise ConfigError(
-                    f"no store is in {path}",
+                    what,
                     place="store.read_also",
                     remedy="name a folder with a journal.db",
                 )

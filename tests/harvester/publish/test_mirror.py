@@ -43,6 +43,23 @@ def status(folder: Path) -> dict[str, object]:
 
 
 @pytest.mark.slow
+def test_a_mirror_that_is_another_stores_says_what_to_do(tmp_path: Path, mock_teacher: Mock) -> None:
+    mock = mock_teacher()
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        config = write_config(tmp_path / name, mock, f"file://{tmp_path}/there")
+        done = run("harvester", ["run", config])
+        assert done.returncode == 0, done.stderr
+    shown = run("harvester", ["status", tmp_path / "second" / "store"])
+    command = f"harvester publish {tmp_path / 'second' / 'store'} URL --replace"
+    for text in (done.stdout, shown.stdout):
+        assert "holds another store" in text
+        assert "name another URL in [store] mirror" in text
+        assert command in text
+        assert "the next run goes on" not in text  # it would fail as this one
+
+
+@pytest.mark.slow
 def test_what_a_run_seals_is_mirrored_and_a_failure_only_said(tmp_path: Path, mock_teacher: Mock) -> None:
     there = tmp_path / "remote"
     there.write_text("a file where the folder is to be")

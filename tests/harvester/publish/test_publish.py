@@ -244,6 +244,46 @@ def test_a_damaged_cache_is_mended(store: Path, there: Path) -> None:
     assert rows(local_store(url)) == rows(store)
 
 
+@pytest.mark.parametrize("damage", ["one bit", "cut", "gone", "empty"])
+def test_a_damaged_journal_of_the_cache_is_made_again(store: Path, there: Path, damage: str) -> None:
+    """It holds the manifest and the key index; readers reported a damaged store that nobody can repair."""
+    url = f"file://{there}"
+    publish_store(store, url)
+    journal = local_store(url) / "journal.db"
+    good = journal.read_bytes()
+    middle = len(good) // 2
+    damaged = {"one bit": good[:middle] + bytes([good[middle] ^ 1]) + good[middle + 1 :], "cut": good[:5000]}
+    journal.unlink()
+    if damage != "gone":
+        journal.write_bytes(damaged.get(damage, b""))
+    assert rows(local_store(url)) == rows(store)
+    assert local_store(url) / "journal.db" == journal
+    assert run("harvester", ["export", url, there.parent / "out"]).returncode == 0
+    assert len(list(journal.parent.parent.iterdir())) == 2  # nothing of the damaged one is left
+
+
+def test_a_damaged_object_of_the_cache_is_downloaded_again(store: Path, there: Path, tmp_path: Path) -> None:
+    url = f"file://{there}"
+    publish_store(store, url)
+    copy = local_store(url)
+    for path in (tmp_path / "cache" / "harvester" / "objects").rglob("*"):
+        if path.is_file() and path.stat().st_nlink == 1:  # asks; shards are linked into the copy
+            path.write_bytes(bytes(path.stat().st_size))
+    shutil.rmtree(copy)
+    assert rows(local_store(url)) == rows(store)
+
+
+def test_a_store_without_a_shard_is_not_published_as_an_empty_one(tmp_path: Path, there: Path) -> None:
+    folder = tmp_path / "s"
+    with open_run(folder, run_id="run-3") as journal:
+        add_rows(journal, range(3), "run-3")
+    done = run("harvester", ["publish", folder, f"file://{there}"])
+    assert done.returncode == 2
+    assert "3 answers only in the journal" in done.stderr
+    assert f"harvester seal {folder}" in done.stderr
+    assert not there.exists()
+
+
 def test_another_store_is_not_replaced(store: Path, there: Path, tmp_path: Path) -> None:
     url = f"file://{there}"
     publish_store(store, url)

@@ -346,4 +346,5 @@ def test_32_a_second_trainer_ends_with_75(toml, fork_server):  # noqa: F811
     with process.lock_output_folder(toml.parent / "out"):
         ended = fork_server("command", words=("train", toml))
     assert ended["code"] == 75
-    assert "another training holds" in ended["err"]
+    assert "another training" in ended["err"]
+    assert f"pid {os.getpid()}" in ended["err"]
