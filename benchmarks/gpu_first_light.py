@@ -6,11 +6,11 @@ Each stage is a process with a limit of its own. After each one first_light.json
 the walk, what was measured before is kept. A stage that fails is recorded with the end of its error output,
 and the next one begins. In the order of their worth:
 
-- `facts`: device, driver, versions.
+- `facts`: device, versions, packages that are missing.
 - `kernels`: attention, loss and LoRA against fp32 references, forward and backward.
 - `0.5b`: steps of a Qwen2.5 shape with random bf16 weights: tokens/s, MFU, memory.
 - `harvest`, `train_cpu`, `train`: a small student learns the same rows on the CPU in fp32 and on the device;
-  the losses of their log lines are compared.
+  the losses of their log lines are compared. Where nothing could be harvested, rows are made (`corpus`).
 - `killed`: the same training with `[train] deterministic`, once whole and once killed and resumed: the two
   adapters must have the same bytes.
 - `evaluate`, `export`: score and merge on the device.
@@ -28,6 +28,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -50,6 +51,10 @@ FACTS = """
 import json, platform, torch, transformers, peft
 facts = {"python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda,
          "transformers": transformers.__version__, "peft": peft.__version__, "device": "cpu"}
+from importlib.util import find_spec
+wanted = ("pyarrow", "orjson", "httpx", "pydantic", "typer", "rich", "numpy", "safetensors", "tokenizers",
+          "trl", "bitsandbytes", "flash_attn_interface")
+facts["missing"] = [name for name in wanted if find_spec(name) is None]
 if torch.cuda.is_available():
     free, whole = torch.cuda.mem_get_info()
     facts |= {"device": torch.cuda.get_device_name(), "capability": torch.cuda.get_device_capability(),
@@ -105,11 +110,15 @@ class Walk:
         """Seconds that are left for stages."""
         return self._ends - time.monotonic()
 
-    def stage(self, name: str, work: Callable[[], dict[str, Any]], *, needs_s: float = 10) -> None:
-        """Run one stage, unless less than `needs_s` seconds are left; whatever it raises is written down."""
+    def stage(self, name: str, work: Callable[[], dict[str, Any]], *, needs_s: float = 10) -> bool:
+        """Run one stage, unless less than `needs_s` seconds are left; whatever it raises is written down.
+
+        Returns:
+            Whether it did what it should.
+        """
         if self.left_s < needs_s:
             self._write({"stage": name, "skipped": "no time left"})
-            return
+            return False
         began = time.monotonic()
         try:
             result: dict[str, Any] = {"stage": name, "result": work()}
@@ -117,6 +126,7 @@ class Walk:
             result = {"stage": name, "error": str(error) or type(error).__name__}
             self.failed = True
         self._write({**result, "seconds": round(time.monotonic() - began, 1)})
+        return "error" not in result
 
     def _write(self, result: dict[str, Any]) -> None:
         self._results.append(result)
@@ -190,6 +200,16 @@ def harvest(walk: Walk) -> dict[str, Any]:
             encoding="utf-8",
         )
         return walk.json_of(["-m", "harvester", "run", "harvest.toml", "--json"], limit_s=60)
+
+
+def made_rows(walk: Walk) -> dict[str, Any]:
+    """Make rows without a teacher: a package that only the harvester needs may be missing."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    import trainer_scale
+
+    shutil.rmtree(walk.out / "store", ignore_errors=True)
+    trainer_scale.make_corpus(walk.out / "store", ROWS)
+    return {"rows": ROWS}
 
 
 @contextlib.contextmanager
@@ -307,7 +327,8 @@ def walk_all(walk: Walk, device: str, dtype: str, names: list[str]) -> None:
     walk.stage("facts", lambda: walk.json_of(["-c", FACTS], 60))
     walk.stage("kernels", lambda: walk.json_of([str(LORA / "kernel_checks.py"), device, dtype], 90))
     walk.stage(first, lambda: measured(walk, "our_side.py", first, device), needs_s=30)
-    walk.stage("harvest", lambda: harvest(walk))
+    if not walk.stage("harvest", lambda: harvest(walk)):
+        walk.stage("corpus", lambda: made_rows(walk))
     walk.stage("train_cpu", lambda: trained(walk, "train_cpu", "cpu"))
     walk.stage("train", lambda: trained(walk, "train", device))
     walk.stage("parity", lambda: compared(walk))

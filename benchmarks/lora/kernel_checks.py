@@ -7,6 +7,7 @@ is small for its dtype. Prints one JSON line {name: error}; exit 1 when one is n
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -15,10 +16,11 @@ import lora_task
 import numpy as np
 import torch
 from torch.nn import functional
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from trainer.data.chat_template import Example
 from trainer.data.collator import collate
-from trainer.model import lora_forward, segment_attention, varlen_attention
+from trainer.model import fused_norms, lora_forward, segment_attention, varlen_attention
 from trainer.model.lora_kernel import lora_linear
 from trainer.model.losses import PLAIN_HEAD, cross_entropy_sum, head_loss
 from trainer.training.forward import pack_loss
@@ -42,7 +44,14 @@ def error(mine: torch.Tensor, reference: torch.Tensor) -> float:
 
 
 def attention(device: str, dtype: torch.dtype) -> Iterator[tuple[str, float]]:
-    """The packed path against each document alone, forward and backward."""
+    """The packed path against each document alone, forward and backward, without and with a window."""
+    yield from _attention(device, dtype, "attention", None)
+    yield from _attention(device, dtype, "window", 24)
+
+
+def _attention(
+    device: str, dtype: torch.dtype, title: str, window: int | None
+) -> Iterator[tuple[str, float]]:
     lengths = sorted((int(n) for n in np.random.default_rng().integers(3, 200, size=12)), reverse=True)
     q, k, v = (torch.randn(1, h, sum(lengths), 64, device=device, dtype=dtype) for h in (8, 2, 2))
     wide = [x.detach().float().requires_grad_() for x in (q, k, v)]
@@ -54,19 +63,22 @@ def attention(device: str, dtype: torch.dtype) -> Iterator[tuple[str, float]]:
         if on_cuda
         else collate(_documents(lengths)).segments
     )
-    out, _ = path.attend(None, *own, None, scaling=64**-0.5, segments=bounds)
+    options = {"scaling": 64**-0.5, "sliding_window": window}
+    out, _ = path.attend(None, *own, None, segments=bounds, **options)
     parts, begin = [], 0
     for n in lengths:
         cut = [x[:, :, begin : begin + n] for x in wide]
-        parts.append(functional.scaled_dot_product_attention(*cut, is_causal=True, enable_gqa=True))
+        back = torch.arange(n, device=device)[:, None] - torch.arange(n, device=device)[None]
+        seen = (back >= 0) & (back < (window or n))
+        parts.append(functional.scaled_dot_product_attention(*cut, attn_mask=seen, enable_gqa=True))
         begin += n
     reference = torch.cat(parts, dim=2).transpose(1, 2)
     slope = torch.randn_like(reference)
     out.backward(slope.to(dtype))
     reference.backward(slope)
-    yield "attention", error(out, reference)
+    yield title, error(out, reference)
     for name, mine, theirs in zip("qkv", own, wide, strict=True):
-        yield f"attention d{name}", error(mine.grad, theirs.grad)
+        yield f"{title} d{name}", error(mine.grad, theirs.grad)
 
 
 def _documents(lengths: list[int]) -> list[Example]:
@@ -85,6 +97,24 @@ def head(device: str, dtype: torch.dtype) -> Iterator[tuple[str, float]]:
     reference.backward()
     yield "head loss", error(loss, reference)
     yield "head dx", error(own.grad, wide.grad)
+
+
+def norm(device: str, dtype: torch.dtype) -> Iterator[tuple[str, float]]:
+    """A fused RMS norm against the model's own code in fp32; it must be found to be the same."""
+    own = LlamaRMSNorm(896).to(device, dtype).requires_grad_(False)
+    with torch.no_grad():
+        own.weight.normal_(1, 0.3)
+    wide = LlamaRMSNorm(896).to(device).requires_grad_(False)
+    wide.weight.data = own.weight.detach().float()
+    changed = fused_norms.fuse_norms(own)
+    x = torch.randn(500, 896, device=device, dtype=dtype)
+    mine, theirs = x.detach().requires_grad_(), x.detach().float().requires_grad_()
+    out, reference = own(mine), wide(theirs)
+    slope = torch.randn_like(reference)
+    out.backward(slope.to(dtype))
+    reference.backward(slope)
+    yield "norm", error(out, reference) if changed else math.inf
+    yield "norm dx", error(mine.grad, theirs.grad)
 
 
 def lora(device: str, dtype: torch.dtype) -> Iterator[tuple[str, float]]:
@@ -128,7 +158,7 @@ def student_loss(device: str, dtype: str) -> float:
 def main() -> None:
     device, dtype = sys.argv[1:]
     result: dict[str, Any] = {}
-    for check in (attention, head, lora):
+    for check in (attention, head, norm, lora):
         result.update(check(device, getattr(torch, dtype)))
     bad = [name for name, size in result.items() if not size < BOUND[dtype]]
     result["two-layer loss"] = student_loss(device, dtype)

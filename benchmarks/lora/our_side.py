@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -12,7 +13,16 @@ import torch
 from trainer import config as settings
 from trainer.data.chat_template import Example
 from trainer.data.collator import padding_share
-from trainer.model import compile, lora_forward, model, segment_attention, varlen_attention
+from trainer.model import (
+    compile,
+    fused_norms,
+    hopper_attention,
+    lora_forward,
+    model,
+    segment_attention,
+    structure,
+    varlen_attention,
+)
 from trainer.model.losses import loss_and_gradient
 from trainer.training import flops, optim
 from trainer.training.distributed import World
@@ -48,6 +58,12 @@ def main() -> None:
     student = lora_task.adapted(task, lora_task.base(task, attention)).train()
     first = lora_task.fingerprint(student)
     lora_forward.replace_lora_forward(student)
+    fuses = task.device == "cuda" and not task.compile  # as `trainer.training.student` does
+    norms = fused_norms.fuse_norms(student) if fuses else 0
+    if task.device == "cuda":
+        varlen_attention.prepare(
+            structure.text_config(structure.base_model_of(student)), torch.device("cuda")
+        )
     row_loss = compile.compile_student(student) if task.compile else loss_and_gradient
     named = model.trainable_parameters(student)
     optimiser = optim.adamw(named.items(), config.train, config.lora)
@@ -69,7 +85,10 @@ def main() -> None:
         per_step.append((learned.tokens, learned.supervised))
         clock.mark()
     values = lora_task.told(task, clock, losses, per_step, first)
-    print(values[:-1] + f', "flop": {work}}}')
+    third = task.device == "cuda" and hopper_attention.is_active()
+    print(
+        values[:-1] + f', "flop": {work}, "fused_norms": {norms}, "flash_attention_3": {json.dumps(third)}}}'
+    )
 
 
 if __name__ == "__main__":

@@ -218,23 +218,29 @@ def read(config: TrainConfig, only: Collection[str] | None = None, *, learns: bo
     origins: dict[str, str] = {}
     excluded: Counter[str] = Counter()
     mixing = Mixing(config.corpus)
-    read_samples = _read_samples(corpus, config, origins, excluded, mixing)
-    samples = sorted(read_samples, key=lambda s: (s.prompt_id, s.sample_index, s.key))
-    if not samples:
+    entries: list[tuple[Sample, str, str]] = []
+    are_any = False
+    for sample in _read_samples(corpus, config, origins, excluded, mixing):
+        are_any = True
+        key = prompt_key(sample.messages)
+        split = split_of(sample, key, config.data)
+        if only is not None and split == "train" and sample.key not in only:
+            origins.pop(sample.key, None)  # a small part of a large corpus takes little memory
+        else:
+            entries.append((sample, key, split))
+    if not are_any:
         raise nothing_chosen(config, excluded.total())
+    entries.sort(key=lambda entry: (entry[0].prompt_id, entry[0].sample_index, entry[0].key))
     lineages = tuple(corpus.lineages())
     terms_check.require_permission(config, lineages, corpus.distinct(FACT_COLUMNS))
-    prompts = [prompt_key(s.messages) for s in samples]
-    splits = [split_of(s, key, config.data) for s, key in zip(samples, prompts, strict=True)]
-    held_out_keys = {key for key, split in zip(prompts, splits, strict=True) if split != "train"}
+    samples, splits = [sample for sample, _, _ in entries], [split for _, _, split in entries]
+    held_out_keys = {key for _, key, split in entries if split != "train"}
     train: list[Sample] = []
     train_prompts: list[str] = []
     learned_keys: set[str] = set()
-    for sample, key, split in zip(samples, prompts, splits, strict=True):
+    for sample, key, split in entries:
         if split != "train":
             excluded[NOT_TEXT] += not has_text_only(sample)
-            continue
-        if only is not None and sample.key not in only:
             continue
         reason = exclusion_reason(sample, config.data) or ("leaked" if key in held_out_keys else "")
         reason = reason or ("shared answer" if sample.key in learned_keys else "")
