@@ -151,12 +151,13 @@ class Walk:
             text=True,
             start_new_session=True,
         ) as process:
+            time_s = max(1.0, min(limit_s, self.left_s))
             try:
-                output, errors = process.communicate(timeout=max(1.0, min(limit_s, self.left_s)))
+                output, errors = process.communicate(timeout=time_s)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-                raise StageFailed(f"killed after {min(limit_s, self.left_s):.0f} s") from None
+                raise StageFailed(f"killed after {time_s:.0f} s") from None
         if process.returncode != 0:
             raise StageFailed(f"exit {process.returncode}: {(output + errors)[-TAIL:]}")
         return output
@@ -309,11 +310,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--minutes", type=float, default=9.5)
+    parser.add_argument("--minutes", type=float, help="default: 9.5, for the dry run 30")
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT") or ROOT / "build/gpu"))
     parser.add_argument("--dry-run", action="store_true", help="on the CPU, with a tiny shape")
     options = parser.parse_args()
-    walk = Walk(options.out.resolve(), time.monotonic() + options.minutes * 60)
+    minutes = options.minutes or (30 if options.dry_run else 9.5)
+    walk = Walk(options.out.resolve(), time.monotonic() + minutes * 60)
     if options.dry_run:
         walk_all(walk, "cpu", "float32", ["tiny"])
     else:

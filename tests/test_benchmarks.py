@@ -42,7 +42,7 @@ def test_the_first_ten_minutes_on_a_gpu_walk_through_on_the_cpu(tmp_path: Path) 
         ["bash", str(script), "--dry-run", "--out", str(tmp_path)],
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1900,
     )
     results = json.loads((tmp_path / "first_light.json").read_text(encoding="utf-8"))
     assert [result["stage"] for result in results if "result" not in result] == []
