@@ -19,7 +19,7 @@ from load_side import MODEL
 from harvester.api.request_builder import requests
 from harvester.api.types import Prompt
 from harvester.config.config import HarvestConfig
-from harvester.run.canary_store import CanaryStore
+from harvester.run.background.canary_store import CanaryStore
 from harvester.run.harvest import PassLimits, PassSetup, Snapshot, harvest
 from harvester.store.journal.group_commit import GroupCommit
 from harvester.store.journal.journal import Journal

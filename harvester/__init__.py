@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from harvester.store.samples import Samples
     from harvester.store.shards.schema import Sample
     from harvester.system.background import Running
-    from harvester.system.version import __version__
+    from harvester.system.command_line.version import __version__
 
 # The module of each public name.
 _MODULES = {
@@ -27,7 +27,7 @@ _MODULES = {
     "Sample": "harvester.store.shards.schema",
     "Samples": "harvester.store.samples",
     "Summary": "harvester.run.endings",
-    "__version__": "harvester.system.version",
+    "__version__": "harvester.system.command_line.version",
     "curate": "harvester.library",
     "harvest": "harvester.library",
     "open": "harvester.library",

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack
 
 from harvester.config.number_limits import MAX_EXACT_INT, MAX_USD, YEAR_S
 from harvester.errors import UsageError
-from harvester.objects.url import require_local, url_in
 from harvester.store import paths
 from harvester.system.background import Running, StopRequests
-from harvester.system.known_options import with_known_options
+from harvester.system.command_line.known_options import with_known_options
+from harvester.system.objects.url import require_local, url_in
 
 if TYPE_CHECKING:
     from harvester.config.overrides import Overrides

@@ -31,7 +31,7 @@ from typing import Any
 
 import harvester
 from harvester.cli import malloc
-from harvester.system.unused_imports import skip_unused_imports
+from harvester.system.command_line.unused_imports import skip_unused_imports
 
 # Before Arrow is imported, as `harvester run` does it.
 malloc.use_one_arena()

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Literal, NoReturn
 
 import typer
 
-from harvester.system.extras import PACKAGES, missing_package, require
-from harvester.system.unused_imports import skip_unused_imports
-from harvester.system.verb_command import VerbApp, VerbCommand
-from harvester.system.version import version_option
+from harvester.system.command_line.extras import PACKAGES, missing_package, require
+from harvester.system.command_line.unused_imports import skip_unused_imports
+from harvester.system.command_line.verb_command import VerbApp, VerbCommand
+from harvester.system.command_line.version import version_option
 from trainer.console import (
     excluded_phrase,
     mark_supervised,
@@ -84,7 +84,7 @@ def init(
     """
     import shlex
 
-    from harvester.objects.url import url_in
+    from harvester.system.objects.url import url_in
     from trainer.starter import write_starter
 
     written = write_starter(folder, base, corpus)
@@ -480,7 +480,7 @@ def publish(
 
     Example: trainer publish train.toml s3://bucket/students/first
     """
-    from harvester.objects.publisher import PublishOptions
+    from harvester.system.objects.publisher import PublishOptions
     from trainer.config import load
     from trainer.publish.upload import publish_student
 
@@ -509,7 +509,7 @@ def push(
 
     Example: trainer push train.toml my-name/my-student --upload
     """
-    from harvester.objects.hub import HubTarget
+    from harvester.system.objects.hub import HubTarget
     from trainer.config import load
     from trainer.publish.upload import push_student
 

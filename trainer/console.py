@@ -12,8 +12,8 @@ from typing import Any
 
 import typer
 
+from harvester.system.command_line.wrapped import for_terminal
 from harvester.system.safe_text import one_line, visible
-from harvester.system.wrapped import for_terminal
 
 # Longest time without a line of progress, in seconds, where there is no terminal.
 QUIET_S = 30.0

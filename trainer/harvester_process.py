@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from datetime import date, datetime, time
 from typing import Any
 
-from harvester.system import verb_command
+from harvester.system.command_line import verb_command
 
 # Exit codes of `harvester run` and `harvester judge` after which the answers are as complete as they will be:
 # all rows done, and all done but more failed than [run] max_failed.

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from harvester.system.background import Running, StopRequests
-from harvester.system.displays import can_draw
-from harvester.system.extras import require
-from harvester.system.known_options import with_known_options
+from harvester.system.command_line.displays import can_draw
+from harvester.system.command_line.extras import require
+from harvester.system.command_line.known_options import with_known_options
 from trainer import actions
 from trainer.actions import Exported, HarnessTasks
 from trainer.live.figures import TrainingEvent

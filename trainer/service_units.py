@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from harvester.objects.url import url_in
+from harvester.system.objects.url import url_in
 from harvester.system.unit_text import checked, fill, plain, yaml_argument, yaml_text
 from trainer.config import TrainConfig
 from trainer.errors import ConfigError, ProcessLost

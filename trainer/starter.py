@@ -9,7 +9,7 @@ import socket
 from importlib.resources import files
 from pathlib import Path
 
-from harvester.objects.url import require_path_or_url, url_in
+from harvester.system.objects.url import require_path_or_url, url_in
 from trainer.errors import ConfigError
 
 TRAIN_TOML = """\

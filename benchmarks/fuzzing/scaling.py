@@ -11,7 +11,7 @@ from harvester.api.error_body import classify
 from harvester.api.redaction import Redactor
 from harvester.errors import PromptError, TeacherError
 from harvester.prompts import formats, reader
-from harvester.teacher.rate_headers import parse_rate_headers
+from harvester.teacher.limiter.rate_headers import parse_rate_headers
 
 # Four times the length may take this many times as long; a quadratic parser takes 16 times.
 MOST_RATIO = 9.0

@@ -26,8 +26,8 @@ from harvester.config.config import HarvestConfig
 from harvester.errors import PromptError, TeacherError
 from harvester.prompts import formats, reader, recognise
 from harvester.prompts.turns import RowError
-from harvester.teacher.limits import MONTH_S
-from harvester.teacher.rate_headers import HeaderPeriods, parse_rate_headers
+from harvester.teacher.limiter.limits import MONTH_S
+from harvester.teacher.limiter.rate_headers import HeaderPeriods, parse_rate_headers
 
 from . import bodies, keys, mutate, oracle, prompt_rows, texts
 

@@ -20,9 +20,9 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from trainer.data.chat_template import Example
 from trainer.data.collator import collate
-from trainer.model import fused_norms, lora_forward, segment_attention, varlen_attention
-from trainer.model.lora_kernel import lora_linear
-from trainer.model.losses import PLAIN_HEAD, cross_entropy_sum, head_loss
+from trainer.model.forward import fused_norms, lora_forward, segment_attention, varlen_attention
+from trainer.model.forward.lora_kernel import lora_linear
+from trainer.model.forward.losses import PLAIN_HEAD, cross_entropy_sum, head_loss
 from trainer.training.forward import pack_loss
 
 BOUND = {"bfloat16": 2e-2, "float32": 1e-4}

@@ -23,7 +23,7 @@ from trainer.model import (
     structure,
     varlen_attention,
 )
-from trainer.model.losses import loss_and_gradient
+from trainer.model.forward.losses import loss_and_gradient
 from trainer.training import flops, optim
 from trainer.training.distributed import World
 from trainer.training.step import Stepper

@@ -24,8 +24,8 @@ from harvester.api.redaction import Redactor
 from harvester.api.types import Request
 from harvester.config.teacher_section import BatchApiSection, TeacherSection
 from harvester.errors import BrokenAnswer, TeacherError, TeacherUnavailable
-from harvester.system.extras import require
-from harvester.system.version import __version__
+from harvester.system.command_line.extras import require
+from harvester.system.command_line.version import __version__
 
 if TYPE_CHECKING:
     import openai

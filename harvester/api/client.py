@@ -52,7 +52,7 @@ from harvester.errors import (
     TeacherUnavailable,
 )
 from harvester.system import open_files
-from harvester.system.version import __version__
+from harvester.system.command_line.version import __version__
 
 _Headers = list[tuple[bytes, bytes]]
 MAX_BODY_BYTES = 32 * 1024 * 1024

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from harvester.cli.console import log_as_json, message
-from harvester.system.verb_command import VerbApp, VerbCommand
+from harvester.system.command_line.verb_command import VerbApp, VerbCommand
 
 
 class HarvesterCommand(VerbCommand):

@@ -20,11 +20,11 @@ import typer
 
 from harvester.errors import StoreError
 from harvester.library import folder_of_run, readable_store, store_folder
-from harvester.objects.url import require_path_or_url
 from harvester.observe.metrics import PROGRESS_FIELDS
-from harvester.system.displays import can_draw
+from harvester.system.command_line.displays import can_draw
+from harvester.system.command_line.wrapped import for_terminal
+from harvester.system.objects.url import require_path_or_url
 from harvester.system.safe_text import one_line
-from harvester.system.wrapped import for_terminal
 
 # Seconds between two progress lines where stderr is no terminal.
 PLAIN_EVERY_S = 30.0

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from harvester.errors import ConfigError, HarvesterError, TeacherRefused
-from harvester.system.extras import require
-from harvester.system.verb_command import variable_name, without_variables
+from harvester.system.command_line.extras import require
+from harvester.system.command_line.verb_command import variable_name, without_variables
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 PROMPT_FILES = ("skills-train.jsonl", "skills-held-out.jsonl")

@@ -24,7 +24,7 @@ from typing import Any, BinaryIO
 
 from harvester.cli.console import message
 from harvester.errors import RunState, StoreError
-from harvester.system.verb_command import variable_name
+from harvester.system.command_line.verb_command import variable_name
 
 # Holds the path of the log in the environment of the detached process, which renames the log when it is full.
 LOG_VARIABLE = "_HARVESTER_LOG"

@@ -57,7 +57,7 @@ def fleet(
     """
     from harvester.fleet import driver
     from harvester.run import signals
-    from harvester.system.extras import require
+    from harvester.system.command_line.extras import require
 
     if log_json:
         log_as_json()

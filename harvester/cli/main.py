@@ -26,9 +26,9 @@ from harvester.cli import (
 from harvester.cli.commands import HarvesterApp
 from harvester.cli.console import emit, message, stdout_error
 from harvester.errors import HarvesterError, StoreError
+from harvester.system.command_line.unused_imports import skip_unused_imports
+from harvester.system.command_line.version import version_option
 from harvester.system.open_files import SHORTAGE
-from harvester.system.unused_imports import skip_unused_imports
-from harvester.system.version import version_option
 
 EXIT_CODES = """Exit codes: 0 complete; 1 verify or --check found a problem; 2 wrong usage or configuration;
 3 complete, but more rows failed than max_failed; 4 the teacher refuses (key, quota, model); 5 storage error;

@@ -11,7 +11,7 @@ import typer
 
 from harvester.cli.console import JSON, emit, message
 from harvester.errors import UsageError
-from harvester.system import verb_command
+from harvester.system.command_line import verb_command
 
 MOCK_TEACHER = "harvester mock-teacher"
 _PREFIX = verb_command.variable_name("HARVESTER", "mock-teacher")

@@ -12,7 +12,7 @@ from harvester.cli.console import JSON, STORE, emit, message
 from harvester.system.counted import counted
 
 if TYPE_CHECKING:
-    from harvester.objects.publisher import Published
+    from harvester.system.objects.publisher import Published
 
 PushShape = Literal["prompt-completion", "messages", "openai", "sharegpt", "shards"]
 _URL = typer.Argument(
@@ -58,9 +58,9 @@ def publish(
     changed there (exit 1). Every object is read back after its upload. Credentials come from the environment
     of the cloud's own library, never from the URL.
     """
-    from harvester.objects.publisher import PublishOptions
     from harvester.publish.mirror import mirror_store
     from harvester.publish.store import publish_store
+    from harvester.system.objects.publisher import PublishOptions
 
     if as_mirror:
         mirrored = mirror_store(store, url)
@@ -142,8 +142,8 @@ def push(
 
     Needs the extra `hub`. HF_ENDPOINT names another server.
     """
-    from harvester.objects.hub import HubTarget
     from harvester.publish.hub import push_corpus
+    from harvester.system.objects.hub import HubTarget
 
     target = HubTarget(repository, "dataset", private=not public, token_env=token_env)
     pushed = push_corpus(

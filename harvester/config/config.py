@@ -24,10 +24,10 @@ from harvester.config.run_section import (
     ScheduleSection,
 )
 from harvester.config.teacher_section import TeacherSection
-from harvester.objects.url import parse as parse_object_url
-from harvester.objects.url import refusals_of_a_setting, require_local
 from harvester.similarity.duplicates import DEFAULT_THRESHOLD, LEAST_THRESHOLD
 from harvester.similarity.settings import DecontaminateSection
+from harvester.system.objects.url import parse as parse_object_url
+from harvester.system.objects.url import refusals_of_a_setting, require_local
 from harvester.system.toml_file import read_toml, validate
 from harvester.verify.settings import VerifySection
 

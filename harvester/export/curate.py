@@ -27,7 +27,6 @@ from harvester.export.filters import FilterContext, chosen_by, named
 from harvester.export.masking import PRIVATE, mask
 from harvester.export.stratified import SampleSection
 from harvester.export.verdicts import judge_filter
-from harvester.objects.url import url_in
 from harvester.similarity import settings as similarity_settings
 from harvester.similarity.settings import DecontaminateSection
 from harvester.store import paths, terms_check
@@ -41,6 +40,7 @@ from harvester.store.where import Where
 from harvester.system import output_path
 from harvester.system.failpoints import reach
 from harvester.system.files import fsync
+from harvester.system.objects.url import url_in
 from harvester.system.toml_file import read_toml
 from harvester.verify import settings as verify_settings
 from harvester.verify.verifiers import Verifiers

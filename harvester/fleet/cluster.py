@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harvester.errors import ConfigError, HarvesterError
-from harvester.system.extras import require
+from harvester.system.command_line.extras import require
 
 # Seconds within which a call of an actor returns that only looks at its memory.
 CALL_S = 30.0

@@ -17,8 +17,8 @@ from typing import Any
 from harvester.config.budget_spans import BudgetSpan
 from harvester.fleet.parts import Account, Purse, divide_budget, divide_count, within
 from harvester.run.allotment import FENCE_S, Message, decoded_row, encoded_row
-from harvester.teacher.fair_shares import Want, divide
-from harvester.teacher.limit_ledger import HYSTERESIS, LEAST, LedgerRow
+from harvester.teacher.sharing.fair_shares import Want, divide
+from harvester.teacher.sharing.limit_ledger import HYSTERESIS, LEAST, LedgerRow
 
 # A rank that is silent for this long has no part any more; it has sent nothing since FENCE_S.
 EXPIRY_S = FENCE_S + 4.0

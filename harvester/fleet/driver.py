@@ -29,9 +29,9 @@ from harvester.observe.status import write_status
 from harvester.run import prepare
 from harvester.run.sharding import with_shard
 from harvester.store.journal.lock import StoreLock
-from harvester.system.version import __version__
-from harvester.teacher.limit_ledger import LEAST
+from harvester.system.command_line.version import __version__
 from harvester.teacher.policies import build_budget, require_rate_within_patience
+from harvester.teacher.sharing.limit_ledger import LEAST
 
 Watch = Callable[[Mapping[str, Any]], None]
 Note = Callable[[str], None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from harvester.teacher.fair_shares import Want, divide
+from harvester.teacher.sharing.fair_shares import Want, divide
 
 # One ceiling of the budget: its span, and 0 for tokens or 1 for micro-dollars.
 Purse = tuple[str, int]

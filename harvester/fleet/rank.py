@@ -30,8 +30,8 @@ from harvester.store.journal.journal import Journal
 from harvester.store.journal.lock import is_held
 from harvester.store.maintain.bill import compute_spent
 from harvester.system.background import Running, StopRequests
+from harvester.system.command_line.version import __version__
 from harvester.system.open_files import limit_kept
-from harvester.system.version import __version__
 
 # Seconds within which a lost process of a rank has ended: without its node or its driver, Ray ends it sooner.
 FREE_WITHIN_S = 30.0

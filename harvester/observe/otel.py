@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from harvester.errors import ConfigError
 from harvester.observe.counters import Kind, Metric
 from harvester.observe.metrics import METRICS, value_in
-from harvester.system.version import __version__
+from harvester.system.command_line.version import __version__
 
 # Seconds between two exports.
 EVERY_S = 30.0

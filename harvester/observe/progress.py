@@ -16,7 +16,7 @@ from rich.text import Text
 
 from harvester.errors import RunState
 from harvester.observe.status import budget_texts, calendar, replica_texts, rows_done, span
-from harvester.system.displays import TolerantStream, can_draw, in_notebook
+from harvester.system.command_line.displays import TolerantStream, can_draw, in_notebook
 from harvester.system.safe_text import one_line
 
 Status = Mapping[str, Any]

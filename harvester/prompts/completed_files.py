@@ -23,8 +23,8 @@ from harvester.prompts.row_rules import RowRules, rules_of
 from harvester.store.journal import sqlite
 from harvester.store.journal.checksums import checksum
 from harvester.store.journal.journal import Journal
+from harvester.system.command_line.version import __version__
 from harvester.system.files import sha256_of
-from harvester.system.version import __version__
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from harvester.errors import ConfigError
-from harvester.objects.location import Location
-from harvester.objects.publication import Publication
-from harvester.objects.transfer import read_publication
 from harvester.store.published import build
+from harvester.system.objects.location import Location
+from harvester.system.objects.publication import Publication
+from harvester.system.objects.transfer import read_publication
 
 
 def fetch(url: str, folder: Path, note: Callable[[str], None] = lambda _: None) -> Publication:

@@ -9,12 +9,12 @@ from pathlib import Path
 from harvester.errors import ConfigError
 from harvester.export.export import export
 from harvester.export.formats import SHAPES, Shape
-from harvester.objects.folder import files_below
-from harvester.objects.hub import HubTarget, Pushed, push_files
 from harvester.publish.store import documents_without_report, take_snapshot
 from harvester.publish.terms import require_publishable
 from harvester.store.reader import Corpus
 from harvester.store.shards.swap import hold_for_reading, locate
+from harvester.system.objects.folder import files_below
+from harvester.system.objects.hub import HubTarget, Pushed, push_files
 from harvester.terms.lineage import FACT_COLUMNS
 
 # What is pushed as it lies in the store, with the raw answers and the whole lineage.

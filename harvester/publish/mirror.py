@@ -10,12 +10,12 @@ import shlex
 from pathlib import Path
 
 from harvester.errors import ConfigError
-from harvester.objects.location import Location
-from harvester.objects.publisher import PublishOptions
-from harvester.objects.transfer import ObjectContent, read_publication
 from harvester.publish.store import REPORT_NAME, documents_without_report, publish_snapshot, take_snapshot
 from harvester.publish.terms import require_publishable
 from harvester.store.reader import Corpus
+from harvester.system.objects.location import Location
+from harvester.system.objects.publisher import PublishOptions
+from harvester.system.objects.transfer import ObjectContent, read_publication
 
 
 def mirror_store(store: Path, url: str) -> tuple[str, ...]:

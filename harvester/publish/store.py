@@ -18,11 +18,6 @@ from harvester.errors import ConfigError
 from harvester.export.cards.curation import CURATION_NAME
 from harvester.export.cards.facts import ShardFacts
 from harvester.export.decontaminate import HITS_NAME
-from harvester.objects.location import Location
-from harvester.objects.publication import Publication, PublishedObject, PublishedRun, PublishedShard
-from harvester.objects.publisher import Published, PublishOptions, earlier_publication, publish
-from harvester.objects.transfer import ObjectContent
-from harvester.objects.url import parse
 from harvester.observe.report.report import write_report
 from harvester.publish.papers import write_papers
 from harvester.publish.terms import require_publishable
@@ -35,9 +30,14 @@ from harvester.store.reader import Corpus
 from harvester.store.shards.manifest import manifest_rows
 from harvester.store.shards.parquet_file import lineage_digest
 from harvester.store.shards.swap import hold_for_reading, locate
+from harvester.system.command_line.version import __version__
 from harvester.system.counted import counted
 from harvester.system.files import sha256_of
-from harvester.system.version import __version__
+from harvester.system.objects.location import Location
+from harvester.system.objects.publication import Publication, PublishedObject, PublishedRun, PublishedShard
+from harvester.system.objects.publisher import Published, PublishOptions, earlier_publication, publish
+from harvester.system.objects.transfer import ObjectContent
+from harvester.system.objects.url import parse
 from harvester.terms.lineage import FACT_COLUMNS, Lineage
 
 REPORT_NAME = "report.html"

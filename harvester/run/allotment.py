@@ -23,8 +23,8 @@ from harvester.config.budget_spans import BudgetSpan
 from harvester.errors import HarvesterError
 from harvester.teacher.budget import Budget
 from harvester.teacher.endpoints import Endpoints
-from harvester.teacher.limit_ledger import LedgerRow
-from harvester.teacher.shared_limits import SharedLimits
+from harvester.teacher.sharing.limit_ledger import LedgerRow
+from harvester.teacher.sharing.shared_limits import SharedLimits
 
 Message = Mapping[str, Any]
 # Sends a report and returns the answer. It is called in a thread, and raises a HarvesterError if none comes.

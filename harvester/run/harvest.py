@@ -23,15 +23,15 @@ from harvester.errors import Ending, HarvesterError, NotSent, Parked, PromptErro
 from harvester.observe.counters import Counters, PassLimits, PassResult, Snapshot, snapshot
 from harvester.run.accept import Acceptance, AcceptSetup
 from harvester.run.allotment import Dealing, allotted
-from harvester.run.canary_store import CanaryStore
-from harvester.run.canary_task import CanaryTask
+from harvester.run.background.canary_store import CanaryStore
+from harvester.run.background.canary_task import CanaryTask
+from harvester.run.background.replica_watch import ReplicaWatch
+from harvester.run.background.unproven import Unproven
 from harvester.run.control.settings import RuntimeSettings
 from harvester.run.dead_letters import PossiblyBilledRequests
 from harvester.run.endings import PassEnding
 from harvester.run.in_flight import InFlight
-from harvester.run.replica_watch import ReplicaWatch
 from harvester.run.served_models import ServedModels
-from harvester.run.unproven import Unproven
 from harvester.run.workers import Worker, WorkerPool
 from harvester.store.journal.batches import StoredBatch, waiting_batches
 from harvester.store.journal.group_commit import GroupCommit
@@ -43,10 +43,10 @@ from harvester.store.reuse import ReuseIndex
 from harvester.system.clock import Clock, SystemClock
 from harvester.teacher.choice_limit import ChoiceLimit
 from harvester.teacher.endpoints import Endpoints
-from harvester.teacher.limiter_state import LimiterState
+from harvester.teacher.limiter.limiter_state import LimiterState
 from harvester.teacher.policies import build_policies
 from harvester.teacher.preflight import Preflight
-from harvester.teacher.shared_limits import Participant, SharedLimits
+from harvester.teacher.sharing.shared_limits import Participant, SharedLimits
 from harvester.teacher.teacher import Teacher
 
 if TYPE_CHECKING:

@@ -32,18 +32,19 @@ from harvester.observe.counters import PassResult, Snapshot
 from harvester.observe.sd_notify import ServiceNotifier
 from harvester.prompts import bad_lines, completed_files, file_versions
 from harvester.prompts.feed import PromptFeed
-from harvester.run import endings, schedule_watch, terms_watch
+from harvester.run import endings
 from harvester.run.accept import AcceptSetup, prepare_accept
 from harvester.run.allotment import Dealing, Exchange
-from harvester.run.canary_store import CanaryStore
-from harvester.run.canary_task import CanaryContext, CanaryTask
+from harvester.run.background import schedule_watch, terms_watch
+from harvester.run.background.canary_store import CanaryStore
+from harvester.run.background.canary_task import CanaryContext, CanaryTask
+from harvester.run.background.heartbeat import ErrorLog, Heartbeat, StatusSources, Watch
+from harvester.run.background.mirror_task import FINAL_INTERRUPTED_S, FINAL_S, MirrorTask
 from harvester.run.control import server
 from harvester.run.control.settings import RunControl, RuntimeSettings
 from harvester.run.endings import Stop, Summary
 from harvester.run.harvest import PassSetup, harvest
-from harvester.run.heartbeat import ErrorLog, Heartbeat, StatusSources, Watch
 from harvester.run.in_flight import RE_ASKED
-from harvester.run.mirror_task import FINAL_INTERRUPTED_S, FINAL_S, MirrorTask
 from harvester.run.operator import OperatorCommands, StoredPauses
 from harvester.run.prepare import Prepared, require_still_permitted
 from harvester.run.retry import reopen_rows
@@ -61,7 +62,7 @@ from harvester.store.shards.manifest import read_manifest
 from harvester.store.terms_check import require_unsealed_permitted
 from harvester.system.background import StopRequests
 from harvester.system.clock import Clock, SystemClock
-from harvester.system.version import __version__
+from harvester.system.command_line.version import __version__
 
 
 async def run(

@@ -12,10 +12,10 @@ import orjson
 
 from harvester.config.judge_section import JudgeSection
 from harvester.errors import ConfigError
-from harvester.objects.url import require_path_or_url, url_in
 from harvester.prompts.formats import MAX_LINE_BYTES
 from harvester.store.published import local_store
 from harvester.store.reader import Corpus, holds_answers
+from harvester.system.objects.url import require_path_or_url, url_in
 
 _COLUMNS = (
     *("key", "prompt_id", "sample_index", "messages"),

@@ -34,7 +34,8 @@ from harvester.prompts.duplicate_ids import DuplicateIds
 from harvester.prompts.own_prompts import OwnPrompts
 from harvester.prompts.row_rules import RowRules, rules_of
 from harvester.prompts.screen import PromptScreen, SkippedPrompts
-from harvester.run import canary_task, sharding
+from harvester.run import sharding
+from harvester.run.background import canary_task
 from harvester.run.planning import plan
 from harvester.run.planning.plan_result import Plan
 from harvester.run.planning.prompt_notes import PromptNotes
@@ -42,7 +43,7 @@ from harvester.run.sharding import with_shard
 from harvester.store import other_settings
 from harvester.store.journal import sqlite
 from harvester.store.terms_check import require_unsealed_permitted
-from harvester.system.extras import require
+from harvester.system.command_line.extras import require
 from harvester.system.hosts import printable
 from harvester.teacher import policies
 from harvester.terms import gate as terms

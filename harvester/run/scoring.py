@@ -19,8 +19,8 @@ from harvester.config.config import HarvestConfig
 from harvester.errors import Ending, StoreError, TeacherRefused
 from harvester.prompts import reader
 from harvester.run import job
+from harvester.run.background.heartbeat import Watch
 from harvester.run.endings import Summary
-from harvester.run.heartbeat import Watch
 from harvester.run.prepare import Prepared
 from harvester.store.journal import sqlite
 from harvester.store.journal.journal import Journal

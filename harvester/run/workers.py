@@ -25,11 +25,11 @@ from harvester.errors import (
     TeacherRefused,
 )
 from harvester.observe.counters import Counters
+from harvester.run.background.unproven import Unproven
 from harvester.run.dead_letters import FailureStreak, as_rejected_prompt, is_forbidden, names_reason_of_row
 from harvester.run.endings import FEWEST_ANSWERS, PassEnding, too_many_unusable
 from harvester.run.in_flight import InFlight, answer_group, answer_record
 from harvester.run.served_models import ServedModels
-from harvester.run.unproven import Unproven
 from harvester.store.journal.records import Answer, AnswerGroup, BatchRef
 from harvester.store.journal.writer import AsyncWriter
 from harvester.teacher.choice_limit import ChoiceLimit

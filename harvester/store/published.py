@@ -23,11 +23,6 @@ import orjson
 
 from harvester.api.max_tokens import max_tokens_of
 from harvester.errors import ConfigError, StoreCorrupt, StoreError
-from harvester.objects.cache import cache_folder, fetched, forget
-from harvester.objects.location import Location
-from harvester.objects.publication import MANIFEST_NAME, Publication, PublishedObject, PublishedShard
-from harvester.objects.transfer import read_publication
-from harvester.objects.url import require_path_or_url, url_in
 from harvester.store import paths
 from harvester.store.journal import sqlite
 from harvester.store.journal.copies import insert_row
@@ -38,6 +33,11 @@ from harvester.store.shards.parquet_file import open_shard
 from harvester.store.shards.proved import require_proved
 from harvester.system import own_files
 from harvester.system.files import fsync_tree, sha256_of
+from harvester.system.objects.cache import cache_folder, fetched, forget
+from harvester.system.objects.location import Location
+from harvester.system.objects.publication import MANIFEST_NAME, Publication, PublishedObject, PublishedShard
+from harvester.system.objects.transfer import read_publication
+from harvester.system.objects.url import require_path_or_url, url_in
 
 _WORKERS = 4
 _UNFIT = re.compile(r"[^A-Za-z0-9._-]+")

@@ -8,10 +8,10 @@ from typing import Any, Protocol
 
 from harvester.api.types import RawAnswer, Request
 from harvester.teacher.answer_shares import AnswerShares
-from harvester.teacher.credential_parts import CredentialParts
-from harvester.teacher.limits import Charge
+from harvester.teacher.limiter.limits import Charge
 from harvester.teacher.policies import Policies
 from harvester.teacher.queue import Elsewhere, EndpointQueue, OtherEndpoints
+from harvester.teacher.sharing.credential_parts import CredentialParts
 
 # A request that waits at one endpoint looks whether another is free at most this often.
 SOON_S = 0.005

@@ -14,9 +14,9 @@ from harvester.observe.counters import PassLimits
 from harvester.system import open_files
 from harvester.system.clock import Clock
 from harvester.teacher.budget import NOTHING, Amounts, Budget, Ceiling
-from harvester.teacher.rate_limiter import Limiter
+from harvester.teacher.limiter.rate_limiter import Limiter
+from harvester.teacher.limiter.window import OPEN_FILES_NOTE
 from harvester.teacher.retry import RetryBudget, RetryPolicy
-from harvester.teacher.window import OPEN_FILES_NOTE
 
 
 @dataclass(slots=True)

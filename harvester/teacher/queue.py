@@ -27,9 +27,9 @@ from harvester.system import open_files
 from harvester.system.clock import Clock
 from harvester.teacher.answer_pace import AnswerPace
 from harvester.teacher.circuit_breaker import CircuitBreaker
-from harvester.teacher.limits import Charge
-from harvester.teacher.rate_limiter import Limiter, RefusedRow
-from harvester.teacher.sends import Entry
+from harvester.teacher.limiter.limits import Charge
+from harvester.teacher.limiter.rate_limiter import Limiter, RefusedRow
+from harvester.teacher.limiter.sends import Entry
 
 _OVERLOAD = frozenset({503, 529})
 # A request that was admitted but would have to wait longer than this to be sent is withdrawn, so that it

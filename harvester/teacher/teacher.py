@@ -41,9 +41,9 @@ from harvester.store.journal.records import Failure, Intent, Refund
 from harvester.store.journal.writer import AsyncWriter
 from harvester.teacher.budget import Amounts, Reservation, why_exhausted
 from harvester.teacher.endpoints import Endpoints
-from harvester.teacher.limits import Charge
+from harvester.teacher.limiter.limits import Charge
+from harvester.teacher.limiter.sends import Entry
 from harvester.teacher.queue import EndpointQueue, FreeElsewhere, Withdrawn
-from harvester.teacher.sends import Entry
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from harvester.errors import ConfigError, TermsRefused
-from harvester.system.text_table import aligned
+from harvester.system.command_line.text_table import aligned
 from harvester.terms.gate import Verdict
 from harvester.terms.permissions import BASES, USES, Permission, record_permission, toml_value
 from harvester.terms.records import GRACE, LAYERS, SEVERITY, Registry, TermsRecord, load_registry, parse

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from harvester.system.text_table import aligned
+from harvester.system.command_line.text_table import aligned
 from harvester.verify.verifiers import AnswerVerdict, Judgement
 
 

@@ -107,7 +107,7 @@ print(open_files.connections_allowed(8), *resource.getrlimit(resource.RLIMIT_NOF
 from harvester.system.clock import SystemClock
 from harvester.config.config import HarvestConfig
 from harvester.teacher.policies import build_policies
-from harvester.teacher.limits import Charge
+from harvester.teacher.limiter.limits import Charge
 from harvester.observe.counters import PassLimits
 teacher = {"base_url": "http://127.0.0.1:1/v1", "model": "m", "limits": {"max_concurrency": 512}}
 config = HarvestConfig.model_validate({"teacher": teacher, "prompts": {"files": ["p"]}})

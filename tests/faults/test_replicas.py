@@ -18,7 +18,7 @@ from harvester.mock_teacher.running import RunningMock, start_in_thread
 from harvester.mock_teacher.settings import MockSettings
 from harvester.observe.report import prometheus, report
 from harvester.observe.status import current_status, status_lines
-from harvester.run import replica_watch
+from harvester.run.background import replica_watch
 from harvester.store import paths
 from harvester.store.journal.journal import Journal
 from harvester.store.maintain.verify_report import verify_with_bill

@@ -24,7 +24,7 @@ from harvester.run import job, prepare
 from harvester.store.maintain import seal_task
 from harvester.store.shards import seal
 from harvester.system import failpoints
-from harvester.teacher import window
+from harvester.teacher.limiter import window
 from harvester.terms.records import load_registry
 
 pa.array([""])  # the first array looks for pandas

@@ -19,7 +19,7 @@ from harvester.api.content_encoding import Decoder, EncodingError
 from harvester.api.redaction import Redactor
 from harvester.api.types import Outcome
 from harvester.errors import BrokenAnswer
-from harvester.teacher.rate_headers import parse_rate_headers, reset_seconds
+from harvester.teacher.limiter.rate_headers import parse_rate_headers, reset_seconds
 from tests.harvester.killed_runs import ROOT
 from tests.hostile.runs import harvest
 from tests.hostile.server import completion as good_body

@@ -18,7 +18,8 @@ import pytest
 
 from harvester.errors import TermsRefused
 from harvester.export.export import export
-from harvester.run import job, terms_watch
+from harvester.run import job
+from harvester.run.background import terms_watch
 from harvester.run.prepare import prepare
 from harvester.store.maintain.seal_task import seal_now
 from harvester.store.reader import Corpus

@@ -15,8 +15,9 @@ from trainer.data.collator import collate
 from trainer.data.order import Order
 from trainer.errors import StudentError
 from trainer.evaluation import evaluate
-from trainer.model import losses, model, segment_attention, self_test
-from trainer.model.losses import cross_entropy_sum
+from trainer.model import model, self_test
+from trainer.model.forward import losses, segment_attention
+from trainer.model.forward.losses import cross_entropy_sum
 from trainer.training.forward import supervised_logits
 
 

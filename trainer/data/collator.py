@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from trainer.data.chat_template import Example
-from trainer.model import rows
-from trainer.model.rows import PACKED, RowLayout, Segments, to_device
-from trainer.model.soft_loss import SoftRows
+from trainer.model.forward import rows
+from trainer.model.forward.rows import PACKED, RowLayout, Segments, to_device
+from trainer.model.forward.soft_loss import SoftRows
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,8 @@ from trainer.data.chat_template import Example, Renderer
 from trainer.data.collator import batches
 from trainer.data.tokens.stored_rows import Rendered
 from trainer.model import model
-from trainer.model.rows import RowLayout
-from trainer.model.soft_loss import SoftMix, teacher_events
+from trainer.model.forward.rows import RowLayout
+from trainer.model.forward.soft_loss import SoftMix, teacher_events
 from trainer.training.forward import supervised_logits
 
 # Answers that the student reads, evenly spread over the rows, and the tokens of each.

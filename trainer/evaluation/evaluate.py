@@ -40,7 +40,8 @@ from trainer.evaluation.judging import ceiling, judge_answers, judged_by, teache
 from trainer.evaluation.likelihood import Likelihood
 from trainer.evaluation.scorecard import scorecard
 from trainer.files import write_json
-from trainer.model import generate, lora_forward, model, weights
+from trainer.model import generate, model, weights
+from trainer.model.forward import lora_forward
 from trainer.provenance import fingerprint
 from trainer.publish.adapter import check_same_base, check_same_tokens
 

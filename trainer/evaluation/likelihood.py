@@ -21,9 +21,9 @@ from trainer.data.collator import batches
 from trainer.data.packing import pack
 from trainer.evaluation import intervals
 from trainer.model import self_test
-from trainer.model.head import Head
-from trainer.model.losses import DEFAULT_MIX, PLAIN_HEAD
-from trainer.model.soft_loss import SoftMix, SoftRows
+from trainer.model.forward.head import Head
+from trainer.model.forward.losses import DEFAULT_MIX, PLAIN_HEAD
+from trainer.model.forward.soft_loss import SoftMix, SoftRows
 from trainer.training.forward import pack_losses, supervised_logits
 
 Values = NDArray[np.float64]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, cast
 
-from harvester.system.displays import TolerantStream, can_draw, in_notebook
+from harvester.system.command_line.displays import TolerantStream, can_draw, in_notebook
 from harvester.system.safe_text import one_line
 from trainer.console import print_message, progress_fifths
 from trainer.live.figures import UNKNOWN_MFU, Figures, TrainingEvent

@@ -23,7 +23,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch.nn import functional
 
-from harvester.system.extras import require
+from harvester.system.command_line.extras import require
 from trainer.errors import StudentError
 from trainer.model import structure
 

@@ -33,11 +33,12 @@ import torch
 from transformers import AutoConfig, PretrainedConfig
 
 from trainer.errors import HarvesterError, StudentError
-from trainer.model import rows, segment_attention, structure, varlen_attention
-from trainer.model.head import Head, find_head
+from trainer.model import structure
+from trainer.model.forward import rows, segment_attention, varlen_attention
+from trainer.model.forward.head import Head, find_head
+from trainer.model.forward.rows import PACKED, RowLayout
 from trainer.model.loading import kind_and_first_line
 from trainer.model.out_of_memory import is_out_of_memory
-from trainer.model.rows import PACKED, RowLayout
 from trainer.model.tiny_copy import tiny_copy
 
 # Tokens of the test's documents, longest first: two groups of unlike length, and a document of two tokens.

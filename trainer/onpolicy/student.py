@@ -20,8 +20,8 @@ from trainer.data.chat_template import Example, Renderer
 from trainer.data.packing import pack
 from trainer.errors import ConfigError, StudentError
 from trainer.model import model, weights
+from trainer.model.forward.soft_loss import SoftMix
 from trainer.model.generate import Answer, Limits, generate
-from trainer.model.soft_loss import SoftMix
 from trainer.publish.adapter import check_same_base, check_same_tokens
 from trainer.training import checkpoint, optim
 from trainer.training.distributed import World

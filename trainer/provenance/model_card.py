@@ -19,8 +19,8 @@ from harvester.export.cards.markdown import (
     teachers_section,
 )
 from harvester.export.cards.notice import notice
+from harvester.system.command_line.version import VERSION
 from harvester.system.files import sha256_of
-from harvester.system.version import VERSION
 from harvester.terms.gate import load_registry
 from harvester.terms.lineage import Lineage
 from harvester.terms.obligations import duties_of_kind

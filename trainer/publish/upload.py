@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from harvester.objects.folder import files_below, publish_files
-from harvester.objects.hub import HubTarget, Pushed, push_files
-from harvester.objects.publisher import Published, PublishOptions
+from harvester.system.objects.folder import files_below, publish_files
+from harvester.system.objects.hub import HubTarget, Pushed, push_files
+from harvester.system.objects.publisher import Published, PublishOptions
 from harvester.terms.lineage import Lineage
 from trainer.config import TrainConfig
 from trainer.errors import ConfigError
@@ -37,7 +37,8 @@ def publish_student(
     Raises:
         TermsRefused: the terms of the teachers don't permit to export this student; nothing was sent.
         FindingsError: the folder was changed after it was written, or objects there are missing or changed.
-        ConfigError: there is no student. UsageError, RemoteStoreError: see `harvester.objects.publisher`.
+        ConfigError: there is no student.
+        UsageError, RemoteStoreError: see `harvester.system.objects.publisher`.
     """
     folder = checked_folder(config, merged)
     files = files_below(folder, f"{config.student_path.name if merged is None else 'merged'}/")
@@ -56,7 +57,7 @@ def push_student(
 
     Raises:
         TermsRefused, FindingsError, ConfigError: as `publish_student`. UsageError, RemoteStoreError: see
-            `harvester.objects.hub`.
+            `harvester.system.objects.hub`.
     """
     folder = checked_folder(config, merged)
     return push_files(target, files_below(folder), upload=upload, message="Push a student with its lineage")

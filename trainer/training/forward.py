@@ -13,8 +13,8 @@ import torch
 from trainer.data.chat_template import Example
 from trainer.data.collator import Batch, batches
 from trainer.model import structure
-from trainer.model.head import Head
-from trainer.model.losses import (
+from trainer.model.forward.head import Head
+from trainer.model.forward.losses import (
     DEFAULT_MIX,
     PLAIN_HEAD,
     RowLoss,
@@ -23,8 +23,8 @@ from trainer.model.losses import (
     logits_loss,
     loss_and_gradient,
 )
+from trainer.model.forward.soft_loss import SoftMix, SoftRows, soft_losses_and_gradient
 from trainer.model.self_test import StudentForward
-from trainer.model.soft_loss import SoftMix, SoftRows, soft_losses_and_gradient
 
 
 def pack_losses(

@@ -27,17 +27,16 @@ from trainer.errors import ConfigError, HarvesterError
 from trainer.model import (
     four_bit,
     loading,
-    lora_forward,
     model,
     self_test,
     structure,
-    varlen_attention,
     weights,
 )
-from trainer.model.rows import RowLayout
-from trainer.model.segment_attention import SegmentGroups
+from trainer.model.forward import lora_forward, varlen_attention
+from trainer.model.forward.rows import RowLayout
+from trainer.model.forward.segment_attention import SegmentGroups
+from trainer.model.forward.soft_loss import SoftRows
 from trainer.model.self_test import StudentForward
-from trainer.model.soft_loss import SoftRows
 from trainer.training.forward import pack_loss
 
 # Share of the free memory that may be planned for; allocators and kernels need the rest.

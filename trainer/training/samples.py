@@ -18,7 +18,7 @@ from trainer.config import TrainConfig
 from trainer.data import published_template
 from trainer.data.dataset import HeldOut
 from trainer.errors import DataError, OutOfMemory, StudentError
-from trainer.model import segment_attention, varlen_attention
+from trainer.model.forward import segment_attention, varlen_attention
 from trainer.model.generate import Limits, generate
 from trainer.model.structure import base_model_of
 from trainer.training.distributed import World

@@ -17,7 +17,7 @@ from harvester.system import failpoints
 from trainer.config import TrainSection
 from trainer.data.chat_template import Example
 from trainer.errors import ConfigError, OutOfMemory, StudentError, TrainingDiverged
-from trainer.model.compile import is_of_compiler
+from trainer.model.forward.compile import is_of_compiler
 from trainer.model.loading import first_line
 from trainer.model.out_of_memory import is_out_of_memory
 from trainer.training.distributed import World

@@ -12,19 +12,11 @@ import torch
 
 from trainer.config import TrainConfig
 from trainer.data.chat_template import Example
-from trainer.model import (
-    adapter,
-    compile,
-    four_bit,
-    fused_norms,
-    hopper_attention,
-    lora_forward,
-    model,
-    self_test,
-)
-from trainer.model.losses import RowLoss, loss_and_gradient
+from trainer.model import adapter, four_bit, model, self_test
+from trainer.model.forward import compile, fused_norms, hopper_attention, lora_forward
+from trainer.model.forward.losses import RowLoss, loss_and_gradient
+from trainer.model.forward.soft_loss import SoftMix
 from trainer.model.self_test import OWN_LOGITS, StudentForward
-from trainer.model.soft_loss import SoftMix
 from trainer.training import fsdp, memory
 from trainer.training.distributed import World
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from harvester.system.extras import require
+from harvester.system.command_line.extras import require
 from trainer.config import TrainConfig
 from trainer.files import write_json
 

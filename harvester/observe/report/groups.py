@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from harvester.api.types import UNUSABLE
-from harvester.system.text_table import aligned
+from harvester.system.command_line.text_table import aligned
 
 # What answers can be grouped by.
 KINDS = ("task", "tag", "split", "file")

@@ -19,7 +19,7 @@ from harvester.observe.metrics import METRICS, value_in
 from harvester.observe.report import report
 from harvester.store.journal.records import Totals
 from harvester.system import output_path
-from harvester.system.version import __version__
+from harvester.system.command_line.version import __version__
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 TEXTFILE_EVERY_S = 15.0

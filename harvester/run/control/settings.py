@@ -17,7 +17,7 @@ from harvester.errors import ConfigError
 from harvester.teacher.budget import SPAN_NAMES
 from harvester.teacher.choice_limit import ChoiceLimit
 from harvester.teacher.endpoints import Endpoints
-from harvester.teacher.limits import REQUESTS_PER_MINUTE, TOKENS_PER_MINUTE, LimitKey
+from harvester.teacher.limiter.limits import REQUESTS_PER_MINUTE, TOKENS_PER_MINUTE, LimitKey
 from harvester.teacher.policies import require_rate_within_patience
 
 _BUDGETS = {

@@ -33,7 +33,7 @@ from harvester.store.maintain.bill import compute_spent
 from harvester.store.reuse import ReuseIndex, find_answers
 from harvester.teacher.budget import Amounts
 from harvester.teacher.choice_limit import ChoiceLimit
-from harvester.teacher.limits import Quantity, configured_limits
+from harvester.teacher.limiter.limits import Quantity, configured_limits
 from harvester.teacher.policies import build_budget
 from harvester.terms import gate
 from harvester.verify.verifiers import AnswerVerdict, Verifiers

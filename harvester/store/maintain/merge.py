@@ -26,7 +26,6 @@ from typing import Any
 import orjson
 
 from harvester.errors import ConfigError, StoreCorrupt, StoreError
-from harvester.objects.url import require_local
 from harvester.store import paths, terms_check
 from harvester.store.journal import sqlite
 from harvester.store.journal.adoptions import require_complete
@@ -49,6 +48,7 @@ from harvester.store.shards.seal import finish_interrupted, seal
 from harvester.store.shards.steps import run_to_end
 from harvester.system.failpoints import reach
 from harvester.system.files import fsync
+from harvester.system.objects.url import require_local
 
 # Row of `meta` that says how far a merge has come; it stays in the merged store.
 _MERGE = "merge"

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harvester.cli import main
-from harvester.system.wrapped import for_terminal, wrapped
+from harvester.system.command_line.wrapped import for_terminal, wrapped
 
 LINES = st.lists(st.text("ab,-:", min_size=1, max_size=30), min_size=1).map(" ".join)
 

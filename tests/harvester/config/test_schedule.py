@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from harvester.config import schedule
 from harvester.config.schedule import OpeningHours, parse
 from harvester.errors import Ending
-from harvester.run import schedule_watch
+from harvester.run.background import schedule_watch
 from harvester.run.endings import Stop
 
 BERLIN = ZoneInfo("Europe/Berlin")

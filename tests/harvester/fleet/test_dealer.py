@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from harvester.fleet.dealer import EXPIRY_S, Dealer
 from harvester.fleet.parts import Account, divide_budget, divide_count
 from harvester.run.allotment import FENCE_S
-from harvester.teacher.fair_shares import Want
+from harvester.teacher.sharing.fair_shares import Want
 
 URL = "http://teacher/v1"
 PLACES = 40

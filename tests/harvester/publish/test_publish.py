@@ -19,7 +19,6 @@ from harvester.errors import (
     UsageError,
 )
 from harvester.export.curate import curate, load
-from harvester.objects.publisher import PublishOptions
 from harvester.publish.fetch import fetch
 from harvester.publish.store import publish_store
 from harvester.store.maintain.purge import purge_store
@@ -28,6 +27,7 @@ from harvester.store.published import local_store
 from harvester.store.reader import Corpus
 from harvester.store.shards.seal import seal
 from harvester.store.view import CorpusView
+from harvester.system.objects.publisher import PublishOptions
 from tests.commands import run
 from tests.harvester.publish.published_store import add_rows, grow, key, make_store, open_run, rows, share
 
@@ -314,7 +314,7 @@ def test_a_store_published_there_at_the_same_time_is_not_replaced(
             appeared.append(reached)
             shutil.copytree(elsewhere, there, dirs_exist_ok=True)
 
-    monkeypatch.setattr(f"harvester.objects.{module}.reach", appear)
+    monkeypatch.setattr(f"harvester.system.objects.{module}.reach", appear)
     with pytest.raises(ConfigError, match="another store"):
         publish_store(store, url)
     assert appeared == [f"publish.{point}"]

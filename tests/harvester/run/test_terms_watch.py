@@ -11,9 +11,10 @@ import pytest
 
 from harvester.errors import Ending, StoreError
 from harvester.observe.status import read_status
-from harvester.run import job, schedule_watch, terms_watch
+from harvester.run import job
+from harvester.run.background import schedule_watch, terms_watch
+from harvester.run.background.heartbeat import Watch
 from harvester.run.control import client
-from harvester.run.heartbeat import Watch
 from harvester.store.maintain import seal_task
 from tests.faults import bench
 

@@ -15,9 +15,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from harvester.config.teacher_section import LimitsSection
-from harvester.teacher.limits import Charge
-from harvester.teacher.rate_limiter import Limiter, RefusedRow
-from harvester.teacher.sends import Entry
+from harvester.teacher.limiter.limits import Charge
+from harvester.teacher.limiter.rate_limiter import Limiter, RefusedRow
+from harvester.teacher.limiter.sends import Entry
 
 CHARGE = Charge(10, 10)
 # Commits of the journal begin at least this long one after the other, as in `store.journal.group_commit`.

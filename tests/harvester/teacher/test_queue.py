@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from harvester.config.teacher_section import LimitsSection
 from harvester.errors import AttemptTimeout, NotSent, Parked, RateLimited, TeacherError, TeacherUnavailable
-from harvester.teacher.limits import TOKENS_PER_MINUTE, Charge
+from harvester.teacher.limiter.limits import TOKENS_PER_MINUTE, Charge
+from harvester.teacher.limiter.rate_limiter import Limiter
+from harvester.teacher.limiter.sends import Entry
 from harvester.teacher.queue import EndpointQueue
-from harvester.teacher.rate_limiter import Limiter
-from harvester.teacher.sends import Entry
 
 
 class VirtualClock:

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harvester.config.teacher_section import LimitsSection
-from harvester.teacher.limits import REQUESTS_PER_MINUTE, Charge
-from harvester.teacher.rate_headers import parse_rate_headers, quota_number, reset_seconds
-from harvester.teacher.rate_limiter import Limiter
+from harvester.teacher.limiter.limits import REQUESTS_PER_MINUTE, Charge
+from harvester.teacher.limiter.rate_headers import parse_rate_headers, quota_number, reset_seconds
+from harvester.teacher.limiter.rate_limiter import Limiter
 
 DATE = "Tue, 24 Nov 2026 05:00:00 GMT"
 

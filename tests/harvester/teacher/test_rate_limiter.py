@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harvester.config.teacher_section import LimitsSection
-from harvester.teacher.limits import (
+from harvester.teacher.limiter.limits import (
     INPUT_TOKENS_PER_MINUTE,
     OUTPUT_TOKENS_PER_MINUTE,
     REQUESTS_PER_MINUTE,
@@ -18,9 +18,9 @@ from harvester.teacher.limits import (
     LimitKey,
     Quantity,
 )
-from harvester.teacher.rate_limiter import Bucket, Limiter
-from harvester.teacher.sends import Entry
-from harvester.teacher.window import Window
+from harvester.teacher.limiter.rate_limiter import Bucket, Limiter
+from harvester.teacher.limiter.sends import Entry
+from harvester.teacher.limiter.window import Window
 
 _ARRIVALS = st.lists(st.tuples(st.floats(0, 30), st.integers(1, 5000)), min_size=1, max_size=60)
 

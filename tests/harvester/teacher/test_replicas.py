@@ -22,13 +22,13 @@ from harvester.errors import EndpointDown
 from harvester.run.workers import WorkerPool
 from harvester.teacher.answer_shares import AnswerShares
 from harvester.teacher.budget import Budget
-from harvester.teacher.credential_parts import CredentialParts
 from harvester.teacher.endpoints import Endpoints
-from harvester.teacher.limits import REQUESTS_PER_DAY, REQUESTS_PER_MINUTE, Charge
+from harvester.teacher.limiter.limits import REQUESTS_PER_DAY, REQUESTS_PER_MINUTE, Charge
+from harvester.teacher.limiter.rate_limiter import Limiter
 from harvester.teacher.policies import Policies
 from harvester.teacher.queue import EndpointQueue, FreeElsewhere, Withdrawn
-from harvester.teacher.rate_limiter import Limiter
 from harvester.teacher.retry import RetryPolicy
+from harvester.teacher.sharing.credential_parts import CredentialParts
 from tests.harvester.teacher.test_queue import VirtualClock
 
 CHARGE = Charge(10, 10)

@@ -25,11 +25,17 @@ from harvester.errors import HarvesterError
 from harvester.mock_teacher.running import RunningMock
 from harvester.observe.status import read_status, status_lines
 from harvester.system.clock import SystemClock
-from harvester.teacher.fair_shares import Want, divide
-from harvester.teacher.limit_ledger import EXPIRY_S, LedgerRow, LimitLedger, state_file, teacher_digest
-from harvester.teacher.rate_limiter import Limiter
-from harvester.teacher.sends import Entry
-from harvester.teacher.shared_limits import RENEW_EVERY_S, Participant, SharedLimits
+from harvester.teacher.limiter.rate_limiter import Limiter
+from harvester.teacher.limiter.sends import Entry
+from harvester.teacher.sharing.fair_shares import Want, divide
+from harvester.teacher.sharing.limit_ledger import (
+    EXPIRY_S,
+    LedgerRow,
+    LimitLedger,
+    state_file,
+    teacher_digest,
+)
+from harvester.teacher.sharing.shared_limits import RENEW_EVERY_S, Participant, SharedLimits
 from tests.faults.bench import run_harvest
 from tests.harvester.teacher.simulation import CHARGE, Reply, Server, TokenBucket
 

@@ -10,8 +10,8 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from harvester.config.teacher_section import LimitsSection
-from harvester.teacher.limits import REQUESTS_PER_MINUTE, Charge
-from harvester.teacher.rate_limiter import Limiter
+from harvester.teacher.limiter.limits import REQUESTS_PER_MINUTE, Charge
+from harvester.teacher.limiter.rate_limiter import Limiter
 from tests.harvester.teacher.random_servers import FAMILIES, draw, outcome
 from tests.harvester.teacher.simulation import (
     BatchingServer,

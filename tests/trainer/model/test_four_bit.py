@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from harvester.errors import MissingPackage
-from harvester.system import extras
+from harvester.system.command_line import extras
 from tests.trainer import tiny
 from trainer import config as trainer_config
 from trainer.errors import ConfigError, StudentError
-from trainer.model import lora_forward, model
+from trainer.model import model
+from trainer.model.forward import lora_forward
 from trainer.model.four_bit import BLOCK, FourBitLinear
 from trainer.training import memory
 

@@ -16,7 +16,8 @@ from tests.trainer import tiny
 from tests.trainer.model.test_losses import examples
 from trainer import config as settings
 from trainer.data.collator import collate
-from trainer.model import fused_norms, model
+from trainer.model import model
+from trainer.model.forward import fused_norms
 from trainer.training import student
 from trainer.training.forward import pack_loss
 

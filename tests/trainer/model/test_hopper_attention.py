@@ -11,7 +11,8 @@ from torch.nn import functional
 from transformers import LlamaConfig
 
 from trainer.config import TrainSection
-from trainer.model import hopper_attention, model, self_test, varlen_attention
+from trainer.model import model, self_test
+from trainer.model.forward import hopper_attention, varlen_attention
 
 CUDA = torch.device("cuda")
 

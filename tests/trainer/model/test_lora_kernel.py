@@ -11,7 +11,8 @@ from tests.trainer import tiny
 from tests.trainer.model.test_losses import examples
 from trainer import config as settings
 from trainer.data.collator import collate
-from trainer.model import compile, lora_forward, lora_kernel, losses, model
+from trainer.model import model
+from trainer.model.forward import compile, lora_forward, lora_kernel, losses
 from trainer.training import flops, optim
 from trainer.training import train as train_module
 from trainer.training.distributed import World

@@ -16,10 +16,11 @@ from trainer import config as settings
 from trainer.data.chat_template import Example
 from trainer.data.collator import Batch, batches, collate, padding_share
 from trainer.errors import StudentError
-from trainer.model import losses, model, varlen_attention
-from trainer.model.head import Head
-from trainer.model.losses import PLAIN_HEAD, cross_entropy_sum, head_loss
-from trainer.model.rows import RowLayout
+from trainer.model import model
+from trainer.model.forward import losses, varlen_attention
+from trainer.model.forward.head import Head
+from trainer.model.forward.losses import PLAIN_HEAD, cross_entropy_sum, head_loss
+from trainer.model.forward.rows import RowLayout
 from trainer.training import flops
 from trainer.training.forward import pack_loss, supervised_logits
 
@@ -107,7 +108,7 @@ def student(tmp_path_factory):
 def test_families_with_a_plain_head_lose_the_same_through_it(kind, more):
     shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 260}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
-    from trainer.model import segment_attention
+    from trainer.model.forward import segment_attention
 
     config = kind(**shape, **heads, **more, attn_implementation=segment_attention.register())
     made = AutoModelForCausalLM.from_config(config)

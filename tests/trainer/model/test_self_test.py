@@ -12,9 +12,10 @@ from tests.trainer.model.test_losses import examples
 from trainer import config as settings
 from trainer.data.collator import collate
 from trainer.errors import StudentError
-from trainer.model import model, segment_attention, self_test
-from trainer.model.head import Head, find_head
-from trainer.model.losses import cross_entropy_sum, head_loss
+from trainer.model import model, self_test
+from trainer.model.forward import segment_attention
+from trainer.model.forward.head import Head, find_head
+from trainer.model.forward.losses import cross_entropy_sum, head_loss
 from trainer.model.tiny_copy import WINDOW, tiny_copy
 
 

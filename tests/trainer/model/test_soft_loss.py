@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch.nn import functional
 
-from trainer.model import losses
-from trainer.model.head import Head
-from trainer.model.losses import cross_entropy_sum, head_loss, logits_loss, loss_and_gradient
-from trainer.model.soft_loss import LEAST_LOG_PROB, LEAST_TAIL, SoftMix, SoftRows
+from trainer.model.forward import losses
+from trainer.model.forward.head import Head
+from trainer.model.forward.losses import cross_entropy_sum, head_loss, logits_loss, loss_and_gradient
+from trainer.model.forward.soft_loss import LEAST_LOG_PROB, LEAST_TAIL, SoftMix, SoftRows
 
 MIXES = [
     *(SoftMix(), SoftMix(1.0), SoftMix(0.3, 2.0), SoftMix(0.7, 1.0, "renormalise")),

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.model import losses
-from trainer.model.losses import cross_entropy_sum, head_loss
+from trainer.model.forward import losses
+from trainer.model.forward.losses import cross_entropy_sum, head_loss
 from trainer.onpolicy.groups import (
     LEAST_LOGPROB,
     UNSCORED,

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from harvester.objects.publisher import PublishOptions
 from harvester.publish.fetch import fetch
 from harvester.publish.store import publish_store
+from harvester.system.objects.publisher import PublishOptions
 from tests import fake_hub
 from tests.fake_hub import TOKEN
 from tests.trainer import tiny

@@ -10,8 +10,9 @@ from tests.trainer import tiny
 from trainer import config as settings
 from trainer.data.chat_template import Example
 from trainer.data.collator import collate
-from trainer.model import lora_forward, model
-from trainer.model.losses import cross_entropy_sum
+from trainer.model import model
+from trainer.model.forward import lora_forward
+from trainer.model.forward.losses import cross_entropy_sum
 from trainer.training.forward import supervised_logits
 
 

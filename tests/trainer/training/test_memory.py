@@ -13,8 +13,9 @@ from tests.trainer.command_line import run_trainer, toml  # noqa: F401
 from tests.trainer.model.test_losses import examples
 from trainer import config as settings
 from trainer.data.collator import collate
-from trainer.model import lora_forward, model, self_test, varlen_attention
-from trainer.model.losses import PLAIN_HEAD
+from trainer.model import model, self_test
+from trainer.model.forward import lora_forward, varlen_attention
+from trainer.model.forward.losses import PLAIN_HEAD
 from trainer.training import flops, memory, plan
 from trainer.training.forward import pack_loss
 from trainer.training.train import train

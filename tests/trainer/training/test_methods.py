@@ -20,7 +20,8 @@ from trainer import config as settings
 from trainer.data.collator import collate
 from trainer.errors import ConfigError, StudentError
 from trainer.evaluation.evaluate import evaluate
-from trainer.model import four_bit, lora_forward, model
+from trainer.model import four_bit, model
+from trainer.model.forward import lora_forward
 from trainer.publish import export
 from trainer.training import checkpoint, flops, memory, optim
 from trainer.training.forward import pack_loss

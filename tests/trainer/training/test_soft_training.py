@@ -25,7 +25,7 @@ from trainer.data.chat_template import Renderer
 from trainer.data.teacher_tokens import read_signal
 from trainer.evaluation.distributions import MOST_POSITIONS
 from trainer.model import model, self_test
-from trainer.model.rows import RowLayout
+from trainer.model.forward.rows import RowLayout
 from trainer.training.forward import pack_losses
 from trainer.training.inputs import read_inputs
 from trainer.training.train import train

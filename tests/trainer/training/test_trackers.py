@@ -93,7 +93,7 @@ def test_the_real_tracker_writes_here_sends_nothing_and_changes_no_bit(tmp_path,
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
 def test_a_tracker_that_is_not_installed_is_named_with_its_extra(tmp_path, run_trainer, monkeypatch, name):  # noqa: F811
-    from harvester.system import extras
+    from harvester.system.command_line import extras
 
     original = extras.find_spec
     monkeypatch.setattr(extras, "find_spec", lambda each: None if each == name else original(each))

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from harvester.system.version import VERSION
+from harvester.system.command_line.version import VERSION
 from trainer.config import TrainConfig
 from trainer.data import answers
 from trainer.data.chat_template import Renderer

@@ -1,0 +1,1 @@
+"""Divide limits: among the addresses of a teacher, and among the harvests of a machine."""

@@ -1,0 +1,1 @@
+"""Compute a student's forward over packed rows: attention, LoRA layers, output layer, losses."""
