@@ -176,3 +176,36 @@ def test_the_list_of_commands_shows_whole_sentences(
     shown = capsys.readouterr().out
     assert "..." not in shown.replace("[ARGS]...", "")
     assert max(map(len, shown.splitlines())) <= 60
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "between"),
+    [
+        (("harvester", "export"), "HARVESTER_EXPORT_DECONTAMINATE", ":"),
+        (("trainer", "evaluate"), "TRAINER_EVALUATE_HARNESS", " "),
+    ],
+)
+def test_a_variable_holds_several_values_as_the_help_says(
+    path: tuple[str, ...], name: str, between: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    given = [str(tmp_path / "a"), str(tmp_path / "b")]
+    for folder in given:
+        Path(folder).mkdir()
+    monkeypatch.setenv(name, between.join(given))
+    assert [str(value) for value in context_of(path).params[name.rsplit("_", 1)[1].lower()]] == given
+    command: Any = VERBS[path]
+    text = " ".join(command.get_help(context_of(path)).split())
+    assert (
+        f"{name} may hold several values, with {'spaces' if between == ' ' else repr(between)} between"
+        in text
+    )
+
+
+def test_an_empty_path_of_a_variable_is_not_the_current_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HARVESTER_EXPORT_DECONTAMINATE", f"{tmp_path}:")
+    done = harvester("export", STORE, tmp_path / "out")
+    assert done.returncode == 2
+    assert "empty path" in done.stderr
+    assert "HARVESTER_EXPORT_DECONTAMINATE" in done.stderr

@@ -89,6 +89,13 @@ class VerbCommand(TyperCommand):
         """Parse arguments and variables; an error names the variable that a value came from."""
         for option, name in self.variables(ctx).items():
             option.envvar, option.show_envvar = name, False  # the epilog names them all
+            value = os.environ.get(name, "")
+            if value and option.multiple and _is_path(option) and "" in value.split(os.pathsep):
+                raise UsageError(
+                    f"{value!r} holds an empty path",
+                    place=f"{_flag(option)} (environment variable {name})",
+                    remedy=f"write '{os.pathsep}' between the paths only",
+                )
         if not ctx.resilient_parsing and any(not word.rpartition("=")[2].strip() for word in args):
             self._require_names(ctx, args)
         try:
@@ -107,8 +114,7 @@ class VerbCommand(TyperCommand):
         """
         values, _, _ = self.make_parser(ctx).parse_args(args=list(args))
         for parameter in self.params:
-            kind = str(getattr(getattr(parameter, "type_descriptor", None), "annotation", ""))
-            if parameter.param_type_name != "argument" and "Path" not in kind:
+            if parameter.param_type_name != "argument" and not _is_path(parameter):
                 continue
             value = values.get(parameter.name)
             words = value if isinstance(value, list | tuple) else [value]
@@ -164,6 +170,10 @@ class VerbCommand(TyperCommand):
         formatter.write_paragraph()
         with formatter.indentation():
             formatter.write_text(f"Each option can also be set by a variable: {name} for {_flag(option)}.")
+            for option, name in names.items():
+                if option.multiple:
+                    between = f"'{os.pathsep}'" if _is_path(option) else "spaces"
+                    formatter.write_text(f"{name} may hold several values, with {between} between them.")
 
 
 class VerbGroup(TyperGroup):
@@ -201,6 +211,11 @@ def _words(ctx: Any) -> list[str]:
         words.insert(0, str(ctx.info_name))
         ctx = ctx.parent
     return words
+
+
+def _is_path(parameter: Any) -> bool:
+    """Whether the values of a parameter are paths."""
+    return "Path" in str(getattr(getattr(parameter, "type_descriptor", None), "annotation", ""))
 
 
 def _flag(option: Any) -> str:
