@@ -78,7 +78,7 @@ def _page(
     )
     rows = table_of(results, arms)
     tables = [
-        Table("Gates", ("gate", "measured", ""), [(g.name, g.measured, _word(g)) for g in gates]),
+        Table("Gates", ("gate", "measured", "verdict"), [(g.name, g.measured, _word(g)) for g in gates]),
         Table("Students", shown, [row[: len(shown)] for row in rows]),
         Table(
             "Seeds, loss and calibration", ("arm", *sureness), [(row[0], *row[len(shown) :]) for row in rows]

@@ -12,6 +12,9 @@ from trainer.pages import render
 # Characters of the longest cell that is no sentence, as "0.512 (0.48–0.54)" is none.
 LONGEST_FIGURE = 40
 
+# Cells of a figure that there is not.
+_NOTHING = frozenset({"", "-", "–"})
+
 
 @dataclass(frozen=True, slots=True)
 class Table:
@@ -21,9 +24,13 @@ class Table:
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
 
-    def is_text(self, place: int) -> bool:
-        """Return whether a column holds sentences or paths, which are wrapped, and not figures."""
-        return any(len(str(row[place])) > LONGEST_FIGURE for row in self.rows if place < len(row))
+    def kind(self, place: int) -> str:
+        """Return what a column holds: "text" (sentences or paths, which are wrapped), "word", or "figure"."""
+        cells = [str(row[place]) for row in self.rows if place < len(row)]
+        if any(len(cell) > LONGEST_FIGURE for cell in cells):
+            return "text"
+        words = [cell for cell in cells if cell not in _NOTHING and not cell.lstrip("$+-~<>")[:1].isdigit()]
+        return "word" if words and len(words) == sum(cell not in _NOTHING for cell in cells) else "figure"
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,8 @@ from harvester.system.safe_text import one_line
 
 WIDTH, HEIGHT = 760, 380
 LEFT, RIGHT, TOP, BOTTOM = 64, 44, 24, 66
+# With more numbers on the horizontal axis a plot keeps its width on a phone, and is moved sideways.
+MOST_TICKS_ON_A_PHONE = 6
 # Steps between ticks, times a power of ten.
 _STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
 Format = Callable[[float], str]
@@ -101,8 +103,9 @@ def plot(lines: Sequence[Line], x: Axis, y: Axis, levels: Mapping[str, float]) -
     parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, x.label, "middle"))
     parts.append(_text(LEFT, 12, y.label, "start"))
     names = ", ".join(line.name for line in lines)
-    return Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
-        WIDTH, HEIGHT, _plain(f"{y.label} by {x.label}: {names}"), Markup("").join(parts)
+    kind = "wide" if len(x.ticks) > MOST_TICKS_ON_A_PHONE else "narrow"
+    return Markup('<svg class="{}" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
+        kind, WIDTH, HEIGHT, _plain(f"{y.label} by {x.label}: {names}"), Markup("").join(parts)
     )
 
 
