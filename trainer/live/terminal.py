@@ -93,13 +93,12 @@ def _drawn() -> Iterator[Show]:
         else Console(file=cast(IO[str], TolerantStream(sys.stderr)), markup=False, highlight=False)
     )
     figures = Figures()
-    with Live(console=console, get_renderable=lambda: render(figures), refresh_per_second=2) as live:
+    with Live(console=console, get_renderable=lambda: render(figures), refresh_per_second=2):
 
         def show(event: TrainingEvent) -> None:
             figures.add(event)
             for line in event_lines(event):
                 console.print(one_line(line))
-            live.refresh()
 
         yield show
 

@@ -14,6 +14,7 @@ import pytest
 
 from tests.trainer import tiny
 from tests.trainer.command_line import run_trainer, toml  # noqa: F401 - fixtures
+from trainer import process
 from trainer.errors import ProcessLost
 from trainer.training import launch
 
@@ -137,6 +138,25 @@ def test_a_second_signal_ends_workers_that_hang(tmp_path):
     running.communicate(timeout=30)
     assert running.returncode == 143
     assert not any(map(alive, pids(tmp_path)))
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_one_of_several_processes_takes_signals_at_once_for_one(monkeypatch, processes):
+    """A scheduler signals every process of a job, and the launcher forwards its own signal."""
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    now = [100.0]
+    monkeypatch.setattr(process.time, "monotonic", lambda: now[0])
+    with process.stop_signals() as received:
+        os.kill(os.getpid(), signal.SIGTERM)
+        if processes == "1":
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGTERM)
+            return
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert received == [signal.SIGTERM]
+        now[0] += process.ECHO_S + 1
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def test_workers_of_a_killed_launcher_do_not_outlive_it(tmp_path):
