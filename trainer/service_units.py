@@ -120,7 +120,9 @@ def kubernetes(training: Training) -> dict[str, str]:
         ]
     )
     lost = ProcessLost.exit_code
-    env = [
+    # The root of the container is read only, and a published corpus is downloaded into the cache.
+    env: list[dict[str, object]] = [{"name": "XDG_CACHE_HOME", "value": "/tmp/cache"}]  # noqa: S108 - the pod's own
+    env += [
         {"name": name, "valueFrom": {"secretKeyRef": {"name": f"{training.name}-secrets", "key": name}}}
         for name in training.secrets
     ]
@@ -135,7 +137,8 @@ def kubernetes(training: Training) -> dict[str, str]:
             "image": yaml_text(training.image),
             # A shell as process 1 would keep signals to itself while it waits: it passes them on.
             "start": yaml_argument(
-                f'{start} & child=$!; trap \'kill -TERM "$child"\' TERM INT; wait "$child"; code=$?; '
+                'child=; ended=; trap \'ended=1; [ -z "$child" ] || kill -TERM "$child"\' TERM INT; '
+                f'{start} & child=$!; [ -z "$ended" ] || kill -TERM "$child"; wait "$child"; code=$?; '
                 'while kill -0 "$child" 2>/dev/null; do wait "$child"; code=$?; done; '
                 f'[ "$code" -eq {lost} ] && code={lost + RETRY}; exit "$code"'
             ),

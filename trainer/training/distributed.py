@@ -123,7 +123,10 @@ def _grouped(tensors: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
 
 def is_lost_connection(error: BaseException) -> bool:
     """Whether an error says that another process of the group has ended. Gloo raises a plain RuntimeError."""
-    phrases = ("Connection closed by peer", "Connection reset by peer", "Connection refused", "Broken pipe")
+    phrases = (
+        *("Connection closed by peer", "Connection reset by peer", "Connection refused", "Broken pipe"),
+        *("Connection timed out", "No route to host", "Network is unreachable"),
+    )
     kinds = (distributed.DistNetworkError, distributed.DistBackendError, distributed.DistStoreError)
     is_network_error = isinstance(error, kinds)
     return is_network_error or (isinstance(error, RuntimeError) and any(p in str(error) for p in phrases))

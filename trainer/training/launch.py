@@ -8,6 +8,7 @@ each, and `nodes` lets them end together; a launcher of one machine loads no tor
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import signal
 import socket
@@ -23,7 +24,7 @@ from types import FrameType
 from typing import IO
 
 from trainer.errors import ConfigError, ProcessLost
-from trainer.process import handling
+from trainer.process import ECHO_S, handling
 from trainer.training.nodes import Ending, Nodes, RankShare
 from trainer.training.rendezvous import Rendezvous, meet, workers_environment
 
@@ -257,10 +258,20 @@ def _free_port() -> int:
 
 @contextmanager
 def _collected_signals() -> Iterator[list[int]]:
-    """Collect every SIGTERM and SIGINT during the block. As process 1 of a container we get no other way."""
+    """Collect SIGTERM and SIGINT during the block. As process 1 of a container we get no other way.
+
+    A SIGTERM soon after another one is no second wish: Slurm signals the tasks, and srun forwards its own.
+    """
     received: list[int] = []
+    terminated_at = -math.inf
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
+        nonlocal terminated_at
+        now = time.monotonic()
+        if number == signal.SIGTERM:
+            is_echo, terminated_at = now - terminated_at < ECHO_S, now
+            if is_echo:
+                return
         received.append(number)
 
     with handling(on_signal):

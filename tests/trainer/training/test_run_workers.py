@@ -134,10 +134,21 @@ def test_a_second_signal_ends_workers_that_hang(tmp_path):
     running.send_signal(signal.SIGTERM)
     time.sleep(0.3)
     assert running.poll() is None  # a step may take long: one signal sets no limit
-    running.send_signal(signal.SIGTERM)
+    running.send_signal(signal.SIGINT)
     running.communicate(timeout=30)
     assert running.returncode == 143
     assert not any(map(alive, pids(tmp_path)))
+
+
+def test_what_a_scheduler_sends_again_at_once_is_no_second_wish(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(launch.time, "monotonic", lambda: now[0])
+    with launch._collected_signals() as received:
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT, signal.SIGINT):
+            os.kill(os.getpid(), number)
+        now[0] += process.ECHO_S + 1
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert received == [signal.SIGTERM, signal.SIGINT, signal.SIGINT, signal.SIGTERM]
 
 
 @pytest.mark.parametrize("processes", ["1", "2"])
