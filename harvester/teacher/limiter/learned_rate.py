@@ -5,7 +5,7 @@ up, as many requests are accepted as were granted meanwhile. That holds for toke
 fixed and sliding windows, so it needs no guess of burst or window length.
 
 - A refusal is a moment at which the allowance may be used up. Whether more are refused than usual is decided
-  by a cumulative sum (CUSUM; E. S. Page, Biometrika 41, 1954) over the sends.
+  by a cumulative sum over the sends (`refusal_surplus`).
 - Then the rate becomes a little less than what was accepted per second since the allowance was last used up,
   corrected by what the last few refusals prove: between the first and the last of them the allowance stayed
   empty, so what was accepted there is the rate, give or take one request.
@@ -13,9 +13,8 @@ fixed and sliding windows, so it needs no guess of burst or window length.
   decision it grows ever faster, as CUBIC grows a congestion window (RFC 9438), to find a limit that was
   raised.
 - A few refusals among many accepted requests may not depend on the rate at all. Where it is not known yet, or
-  where a limit that was found seems to fall, a short trial at a higher rate decides that by a sequential test
-  (SPRT; A. Wald, 1945): if the rate is the reason, all that is added is refused. If the share refused stays
-  the same, it counts as normal from then on.
+  where a limit that was found seems to fall, a short trial at a higher rate decides that (`rate_trial`). If
+  the share refused stays the same, it counts as normal from then on (`unrelated_refusals`).
 - Where everything is refused for a while, single probes find the end of that (`full_refusal`).
 """
 
@@ -30,19 +29,16 @@ from typing import Any
 
 from harvester.teacher.limiter.full_refusal import FullRefusal
 from harvester.teacher.limiter.learned_burst import LearnedBurst
+from harvester.teacher.limiter.rate_trial import TRIAL_SPEED_UP, RateTrial, Verdict
+from harvester.teacher.limiter.refusal_surplus import RefusalSurplus
+from harvester.teacher.limiter.send_flow import FLOW_S, SendFlow
 from harvester.teacher.limiter.sends import Entry, SendLog
+from harvester.teacher.limiter.unrelated_refusals import UnrelatedRefusals
 
 # After a decision the rate is this share of what was found.
 CUT_TO = 0.97
 # Lowest learned rate, in requests per second.
 LEAST_RATE = 1 / 3600
-# A share of refusals that is tolerated beyond the unrelated ones: at least, and as a share of those.
-TOLERATED = 0.01
-TOLERATED_SHARE = 0.2
-# The cumulative sum at which a surplus of refusals counts as found: this at least (three refusals), and more
-# where unrelated refusals scatter, so that one false alarm comes in about this many sends.
-LEAST_SURPLUS = 2.0
-SENDS_PER_FALSE_ALARM = 1500
 # An estimate from fewer accepted requests waits for more, up to MOST_AWAITED sends.
 ENOUGH_ACCEPTED = 4
 ENOUGH_MOMENTS = 2
@@ -73,9 +69,7 @@ SENDS_PER_UNIT = 300
 SENDS_PER_FIRST_UNIT = 60
 AGREEMENT = 0.15
 UNRELATED_SLOWDOWN = 10.0
-# The rate grows only while this share of it is sent, on an average over FLOW_S (as in RFC 7661).
-FLOW_S = 3.0
-LEAST_FLOW_S = 0.1
+# The rate grows only while this share of it is sent (as in RFC 7661).
 USED_SHARE = 0.5
 # A surplus is unexpected at less than this share of the limit that was found from at least this many accepted
 # requests, or if the limit would fall to less than this share.
@@ -85,24 +79,12 @@ PRECISE_SUPPORT = 20
 # A surplus of at least this share, among at least this many sends, needs no trial: the rate is the reason.
 DENSE_SHARE = 0.2
 DENSE_SENDS = 10
-# The rate in a trial, over the rate before; the least share that is expected to be refused there; the
-# logarithm of the likelihood ratio that decides; the fewest and the most sends; the least speed-up that shows
-# anything.
-TRIAL_SPEED_UP = 1.3
+# The least share that is taken as refused before a trial.
 LEAST_TRIAL_SHARE = 0.01
-TRIAL_DECIDES = 2.5
-LEAST_TRIAL_SENDS = 8
-TRIAL_SENDS = 60
-MOST_TRIAL_SENDS = 400
-LEAST_SPEED_UP = 1.1
 # Growth of the rate per send where a trial showed that the rate was not the reason.
 GROWTH_AFTER_TRIAL = 1 / 60
-# Below this share of the limit found, refusals count as unrelated where there are such. The weight of a send
-# in their share halves with this many later ones. A share below the least is none.
+# Below this share of the limit found, refusals count as unrelated where there are such.
 QUIET_SHARE = 0.985
-SHARE_SENDS = 300
-LEAST_UNRELATED = 0.005
-MOST_UNRELATED = 0.2
 # Everything is refused when this many sends in a row are, and chance would do that less often than given.
 ENOUGH_REFUSALS = 3
 LEAST_CHANCE = 1e-4
@@ -138,44 +120,11 @@ class Estimate:
     support: float
 
 
-@dataclass(slots=True)
-class _Surplus:
-    """Cumulative sum of refusals beyond the share that is expected."""
-
-    score: float = 0.0
-    since: float = math.inf  # when the first refusal of the sum was sent
-    number: int = 0  # of the last refused send
-
-    def add(self, entry: Entry, expected: float) -> None:
-        passed = max(0, entry.number - self.number - 1)
-        self.number = max(self.number, entry.number)
-        self.score -= expected * passed
-        if self.score <= 0:
-            self.score, self.since = 0.0, entry.at
-        self.since = min(self.since, entry.at)
-        self.score += 1 - expected
-
-    def reset(self) -> None:
-        self.score, self.since = 0.0, math.inf
-
-
-@dataclass(slots=True)
-class _Trial:
-    """Sends at a higher rate, to see whether the rate is the reason for refusals."""
-
-    begun_at: float
-    rate: float | None  # before
-    sent_per_s: float  # before
-    share: float  # refused before
-    seen: int = 0
-
-
 class LearnedRate:
     """A rate learned from refusals. Times are monotonic seconds.
 
     Attributes:
         rate: requests per second that we send at most, None where nothing shows a limit.
-        unrelated: share of requests that is refused whatever the rate.
         learned_at: when a rate was last found, here or by another harvest; minus infinity for never.
         is_own: whether it was found here.
         refused_for_s: how long everything was refused when the teacher's window of time was last used up, 0
@@ -184,7 +133,6 @@ class LearnedRate:
 
     def __init__(self, sends: SendLog, burst: LearnedBurst, now: float) -> None:
         self.rate: float | None = None
-        self.unrelated = 0.0
         self.refused_for_s = 0.0
         self.learned_at = -math.inf
         self.is_own = False
@@ -193,8 +141,8 @@ class LearnedRate:
         self._sends = sends
         self._burst = burst
         self._full = FullRefusal()
-        self._surplus = _Surplus()
-        self._trial: _Trial | None = None
+        self._surplus = RefusalSurplus()
+        self._trial: RateTrial | None = None
         # What the last decision found, and the last moments at which the allowance was used up.
         self._limit: Estimate | None = None
         # About how long the teacher's window of time is, 0 where none was seen.
@@ -215,15 +163,17 @@ class LearnedRate:
         self._cap = math.inf
         # Whether something showed that the rate is limited.
         self._is_known = False
-        # Until when the rate was so low that refusals were unrelated; sends and refusals in such times.
+        # Until when the rate was so low that refusals were unrelated, and the share of those.
         self._quiet_until = -math.inf
-        self._quiet_sends = self._quiet_refusals = 0.0
+        self._unrelated = UnrelatedRefusals()
         # When the last time in which everything was refused ended; at first, when the first request was sent.
         self._cycle_at: float | None = None
-        # Sends per second of late, and when that was.
-        self._flow = 0.0
-        self._flow_at = now
-        self._flow_since = math.inf
+        self._flow = SendFlow(now)
+
+    @property
+    def unrelated(self) -> float:
+        """Share of requests that is refused whatever the rate."""
+        return self._unrelated.share
 
     # What happens
 
@@ -231,9 +181,7 @@ class LearnedRate:
         """Record a send."""
         if self._cycle_at is None:
             self._cycle_at = entry.at
-        self._flow = self._flow_decayed(entry.at) + 1 / FLOW_S
-        self._flow_at = entry.at
-        self._flow_since = min(self._flow_since, entry.at)
+        self._flow.sent(entry.at)
         self._full.sent(entry)
 
     def accepted(self, entry: Entry, now: float) -> None:
@@ -258,13 +206,13 @@ class LearnedRate:
             return Lesson.NOTHING
         if self._burst_seen is None:
             self._burst_seen = entry.number - 1
-        self._surplus.add(entry, self._expected)
+        self._surplus.add(entry, self.unrelated)
         if self._is_all_refused(now, trusted):
             return Lesson.ALL_REFUSED
         if self._trial is not None:
             self._judge_trial(self._trial, now)
             return Lesson.RATE if self._trial is None else Lesson.NOTHING
-        if self._surplus.score < self._enough_surplus:
+        if not self._surplus.is_found(self.unrelated):
             return Lesson.NOTHING
         return self._decide(entry, now, trusted)
 
@@ -295,7 +243,7 @@ class LearnedRate:
             self._judge_trial(self._trial, now)
             self._grown_at = now
             return self.rate
-        flow = self._flow_now(now)
+        flow = self._flow.per_s(now)
         if flow < USED_SHARE * self.rate and self.rate > 1 / FLOW_S:
             # Something else holds the requests back, so nothing would show that the rate is too high.
             self._cut_at += now - self._grown_at
@@ -322,7 +270,7 @@ class LearnedRate:
 
     def resume(self, saved: Mapping[str, Any], now: float) -> None:
         """Continue from what an earlier process learned."""
-        self.unrelated = float(saved.get("unrelated") or 0.0)
+        self._unrelated.share = float(saved.get("unrelated") or 0.0)
         self.refused_for_s = float(saved.get("refused_for_s") or 0.0)
         if saved.get("rate"):
             rate = float(saved["rate"])
@@ -374,30 +322,6 @@ class LearnedRate:
             self.rate, self._grown_at = max(rate * self._part, LEAST_RATE), now
 
     # Counts
-
-    def _flow_decayed(self, now: float) -> float:
-        return self._flow * math.exp(-max(0.0, now - self._flow_at) / FLOW_S)
-
-    def _flow_now(self, now: float) -> float:
-        """Sends per second of late; in the first seconds, on average since the first send."""
-        covered = 1 - math.exp(-max(now - self._flow_since, LEAST_FLOW_S) / FLOW_S)
-        return self._flow_decayed(now) / covered
-
-    @property
-    def _expected(self) -> float:
-        """Share of refusals that raises no alarm."""
-        return self.unrelated + max(TOLERATED, TOLERATED_SHARE * self.unrelated)
-
-    @property
-    def _enough_surplus(self) -> float:
-        """The cumulative sum at which a surplus is found (Siegmund's approximation of the false-alarm
-        rate)."""
-        variance = self.unrelated * (1 - self.unrelated)
-        if variance <= 0:
-            return LEAST_SURPLUS
-        slack = self._expected - self.unrelated
-        per_alarm = SENDS_PER_FALSE_ALARM * 2 * slack**2 / variance
-        return max(LEAST_SURPLUS, variance / (2 * slack) * math.log1p(per_alarm))
 
     def _earned(self, until: float, trusted: float) -> Estimate | None:
         """Accepted per second since the allowance was last used up, or a rate that is trusted; else None."""
@@ -532,14 +456,7 @@ class LearnedRate:
         if not self.unrelated or self._quiet_until <= self._cut_at:
             return
         accepted, refused = self._sends.counts(self._cut_at, self._quiet_until)
-        self._count_unrelated(accepted + refused, refused)
-
-    def _count_unrelated(self, sends: int, refused: int) -> None:
-        memory = 0.5 ** (sends / SHARE_SENDS)
-        self._quiet_sends = memory * self._quiet_sends + sends
-        self._quiet_refusals = memory * self._quiet_refusals + refused
-        share = self._quiet_refusals / max(1.0, self._quiet_sends)
-        self.unrelated = min(share, MOST_UNRELATED) if share >= LEAST_UNRELATED else 0.0
+        self._unrelated.count(accepted + refused, refused)
 
     # Trials
 
@@ -549,38 +466,19 @@ class LearnedRate:
         sent_per_s = min(max(recent, 1) / (now - begun_at), self.rate or math.inf)
         accepted, refused = self._sends.counts(max(self._decided_at, now - LOOKBACK_S), now)
         share = min(DENSE_SHARE, max(LEAST_TRIAL_SHARE, refused / max(1, accepted + refused)))
-        self._trial = _Trial(now, self.rate, sent_per_s, share)
+        self._trial = RateTrial(now, self.rate, sent_per_s, share)
         self.rate = TRIAL_SPEED_UP * sent_per_s
         self._grown_at = now
 
-    def _judge_trial(self, trial: _Trial, now: float) -> None:
+    def _judge_trial(self, trial: RateTrial, now: float) -> None:
         """End the trial if it shows whether the rate is the reason."""
-        if self._sends.count == trial.seen:
-            return
-        trial.seen = self._sends.count
         until = now - self._sends.refusal_delay_s
-        accepted, refused = self._sends.counts(trial.begun_at, until)
-        sends = accepted + refused
-        if sends < LEAST_TRIAL_SENDS:
-            return
-        speed_up = min(TRIAL_SPEED_UP, sends / (until - trial.begun_at) / trial.sent_per_s)
-        if speed_up < LEAST_SPEED_UP:  # something else holds the requests back
-            if sends >= TRIAL_SENDS:
-                self._end_trial(trial, trial.rate, now)
-            return
-        # Others went on as before: all sends together became less faster than ours.
-        speed_up = 1 + (speed_up - 1) * self._part
-        share = 1 - (1 - trial.share) / speed_up
-        ratio = refused * math.log(share / trial.share)
-        ratio += accepted * math.log((1 - share) / (1 - trial.share))
-        # What was saved up in the teacher's bucket may hide a rate that is too high.
-        added = ((self._burst_seen or 0) + 3) * speed_up / (speed_up - 1)
-        enough = max(TRIAL_SENDS, min(MOST_TRIAL_SENDS, added))
-        if (ratio <= -TRIAL_DECIDES and sends >= min(added, MOST_TRIAL_SENDS)) or (
-            ratio < 0 and sends >= enough
-        ):
+        verdict = trial.verdict(self._sends, until, self._burst_seen or 0, self._part)
+        if verdict is Verdict.HELD_BACK:
+            self._end_trial(trial, trial.rate, now)
+        elif verdict is Verdict.RATE_IS_NO_REASON:
             self._end_trial(trial, self.rate, now)
-        elif ratio >= TRIAL_DECIDES or sends >= enough:
+        elif verdict is Verdict.RATE_IS_REASON:
             self._trial = None
             counted, _ = self._sends.counts(trial.begun_at, until)
             seconds = until - trial.begun_at
@@ -593,12 +491,12 @@ class LearnedRate:
             self._learn(Estimate(per_s / (1 - self.unrelated), support), until, now)
             self._is_known = True
 
-    def _end_trial(self, trial: _Trial, rate: float | None, now: float) -> None:
+    def _end_trial(self, trial: RateTrial, rate: float | None, now: float) -> None:
         """The refusals do not depend on the rate."""
         accepted, refused = self._sends.counts(max(self._decided_at, now - LOOKBACK_S), now)
         self._trial, self._unexpected = None, 0
         self._surplus.reset()
-        self._count_unrelated(accepted + refused, refused)
+        self._unrelated.count(accepted + refused, refused)
         if self._is_known and self._limit is not None and trial.rate is not None:  # as before
             self._set(trial.rate, now)
             return

@@ -109,7 +109,7 @@ class LimiterState:
             "limits": self._limits_digest,
             "part": limiter.part,
             **limiter.saved(),
-            "typical_output": limiter.output_estimate,
+            "typical_output": limiter.output_estimate.tokens,
         }
         return orjson.dumps(state).decode()
 
@@ -128,7 +128,7 @@ class LimiterState:
             bucket.lower_to(level + max(0.0, wall - level_at) * bucket.rate)
         limiter.resume(saved, now, is_recent=0 <= wall - saved_at < RECENT_S)
         if saved.get("typical_output"):
-            limiter.resume_output_estimate(float(saved["typical_output"]))
+            limiter.output_estimate.tokens = float(saved["typical_output"])
         # Whoever changed [teacher.limits] knows something new, so the old pause may no longer hold.
         pause_s = float(saved.get("pause_s", 0.0)) - max(0.0, wall - saved_at)
         if pause_s > 0 and saved.get("limits") == self._limits_digest:

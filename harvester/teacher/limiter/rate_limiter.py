@@ -3,13 +3,10 @@
 Everything here is pure: it takes monotonic seconds and returns seconds to wait. `queue.EndpointQueue` does
 the waiting.
 
-Rate: one token bucket per limit (RFC 3290, appendix A). A bucket gains `rate` units per second up to
-`capacity`, and a request takes its estimated units before it is sent; `settle` corrects the estimate when the
-teacher reports the real count. A request larger than the capacity is admitted when the bucket is full and is
-charged in full, so the level goes below zero: the debt delays the requests after it. In any span of T seconds
-a bucket therefore admits at most `max(capacity, largest single charge) + rate * T` units, plus refunds.
-Limits on requests are admitted BURST_S ahead and kept when the requests depart (`departures`). What no limit
-states is learned from refusals (`learned_rate`, `learned_burst`).
+Rate: one token bucket per limit (`bucket`). A request takes its estimated units before it is sent
+(`output_estimate`); `settle` corrects the estimate when the teacher reports the real count. Limits on
+requests are admitted BURST_S ahead and kept when the requests depart (`departures`). What no limit states is
+learned from refusals (`learned_rate`, `learned_burst`).
 
 Concurrency: a congestion window (`window`).
 """
@@ -23,9 +20,10 @@ from typing import Any
 
 from harvester.api.error_body import retry_after_s
 from harvester.config.teacher_section import LimitsSection, RateLimitsSection
+from harvester.teacher.limiter.bucket import BURST_S, Bucket
 from harvester.teacher.limiter.departures import Departures
 from harvester.teacher.limiter.learned_burst import FIRST_BURST_S, LearnedBurst
-from harvester.teacher.limiter.learned_rate import ENOUGH_REFUSALS, LEAST_UNRELATED, LearnedRate, Lesson
+from harvester.teacher.limiter.learned_rate import ENOUGH_REFUSALS, LearnedRate, Lesson
 from harvester.teacher.limiter.limits import (
     DAY_S,
     HOUR_S,
@@ -36,94 +34,13 @@ from harvester.teacher.limiter.limits import (
     Quantity,
     configured_limits,
 )
+from harvester.teacher.limiter.output_estimate import OutputEstimate
 from harvester.teacher.limiter.rate_headers import HeaderPeriods, RateHeader, parse_rate_headers
 from harvester.teacher.limiter.rate_waits import RateWaits
 from harvester.teacher.limiter.refused_rows import LONGEST_NAMED_WAIT_S, RefusedRows
 from harvester.teacher.limiter.sends import Entry, Reception, SendLog
+from harvester.teacher.limiter.unrelated_refusals import LEAST_UNRELATED
 from harvester.teacher.limiter.window import Window
-
-# Capacity of a bucket, in seconds of its rate. Small, so that a restart can't double the rate.
-BURST_S = 0.25
-# A daily limit may be spent this far at once; the rest is admitted evenly over the day.
-DAILY_BURST_SHARE = 0.5
-# Estimate of the output tokens of an answer: the quantile that is tracked, and the relative step.
-_OUTPUT_QUANTILE = 0.95
-_OUTPUT_STEP = 0.05
-_EPSILON = 1e-9
-
-
-class Bucket:
-    """A token bucket with debt. It starts with one unit, so a new process earns its burst first.
-
-    Args:
-        rate: units per second.
-        now: monotonic seconds.
-        full_at: units that may be saved up and are there from the start; None for BURST_S of the rate.
-
-    Attributes:
-        taken: units taken so far, less those given back.
-    """
-
-    def __init__(self, rate: float, now: float, *, full_at: float | None = None) -> None:
-        self.rate = rate
-        self.capacity = max(1.0, rate * BURST_S if full_at is None else full_at)
-        self.level = 1.0 if full_at is None else self.capacity
-        self.taken = 0.0
-        self._refilled_at = now
-
-    @classmethod
-    def daily(cls, limit: float, now: float) -> Bucket:
-        """A bucket for `limit` units per day: half of them at once, the other half evenly over the day."""
-        return cls((1 - DAILY_BURST_SHARE) * limit / DAY_S, now, full_at=DAILY_BURST_SHARE * limit)
-
-    def set_rate(self, rate: float, now: float) -> None:
-        """Change the rate. Savings and debt stay, within the new capacity."""
-        self.refill(now)
-        self.rate = rate
-        self.capacity = max(1.0, rate * BURST_S)
-        self.level = min(self.level, self.capacity)
-
-    def scale(self, ratio: float, now: float) -> None:
-        """Multiply rate and capacity. Of savings the part beyond a smaller share is lost; debt stays."""
-        self.refill(now)
-        self.rate *= ratio
-        self.capacity = max(1.0, self.capacity * ratio)
-        if ratio < 1 and self.level > 0:
-            self.level *= ratio
-        self.level = min(self.level, self.capacity)
-
-    def resize(self, ratio: float, level: float) -> None:
-        """Multiply rate and capacity, and set the level; both were brought up to now before."""
-        self.rate *= ratio
-        self.capacity = max(1.0, self.capacity * ratio)
-        self.level = min(level, self.capacity)
-
-    def refill(self, now: float) -> None:
-        """Bring the level up to `now`. A clock that went back adds nothing."""
-        if now > self._refilled_at:
-            self.level = min(self.capacity, self.level + (now - self._refilled_at) * self.rate)
-            self._refilled_at = now
-
-    def freeze(self, now: float, until: float) -> None:
-        """Add nothing before `until`, and keep at most one unit, so that a pause ends without a burst."""
-        self.refill(now)
-        self.level = min(self.level, 1.0)
-        self._refilled_at = max(self._refilled_at, until)
-
-    def wait_s(self, amount: float, now: float) -> float:
-        """Seconds until `amount` may be taken; 0 when it may be taken now."""
-        self.refill(now)
-        missing = min(amount, self.capacity) - self.level
-        return missing / self.rate if missing > _EPSILON * self.capacity else 0.0
-
-    def lower_to(self, level: float) -> None:
-        """Lower the level to this one, if it is higher."""
-        self.level = min(self.level, level)
-
-    def take(self, amount: float) -> None:
-        """Take `amount` units, into debt if need be. A negative amount gives back, up to the capacity."""
-        self.taken += amount
-        self.level = min(self.capacity, self.level - amount)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +82,7 @@ class Limiter:
         part: of the credential's limits, as the teacher's other addresses use the rest (`credential_parts`).
         share: part of every limit that this harvest may use, as others use the rest (`shared_limits`).
         rate_waits: how long requests waited for the rate, which is when a larger share would be used.
-        output_estimate: tokens that 95 % of the answers stay below, None before the first answer.
+        output_estimate: how many tokens an answer has.
     """
 
     def __init__(
@@ -190,7 +107,7 @@ class Limiter:
         # Limits whose period was guessed, and wrongly.
         self._disproved: set[LimitKey] = set()
         self._guessed: dict[tuple[Quantity, float], LimitKey] = {}
-        self.output_estimate: float | None = None
+        self.output_estimate = OutputEstimate()
         self.part = part
         self.share = 1.0
         self.pause_now = Pause()
@@ -380,32 +297,18 @@ class Limiter:
 
     def expected_charge(self, charge: Charge) -> Charge:
         """What to reserve: the requested maximum, or what 95 % of the answers so far used if that is less."""
-        if self.output_estimate is None or self.output_estimate * charge.answers >= charge.output_tokens:
+        tokens = self.output_estimate.tokens
+        if tokens is None or tokens * charge.answers >= charge.output_tokens:
             return charge
-        return replace(charge, output_tokens=math.ceil(self.output_estimate * charge.answers))
+        return replace(charge, output_tokens=math.ceil(tokens * charge.answers))
 
     def settle(self, reserved: Charge, actual: Charge, now: float) -> None:
         """Replace the estimate of an answered request by what the teacher counted."""
         if actual.output_tokens:
-            self._estimate_output(math.ceil(actual.output_tokens / actual.answers))
+            self.output_estimate.answered(math.ceil(actual.output_tokens / actual.answers))
         for key, bucket in self.buckets.items():
             bucket.refill(now)
             bucket.take(key.quantity.amount(actual) - key.quantity.amount(reserved))
-
-    def resume_output_estimate(self, tokens: float) -> None:
-        """Continue from the estimate of an earlier process."""
-        self.output_estimate = tokens
-
-    def _estimate_output(self, output_tokens: int) -> None:
-        """Move the estimate towards the 0.95 quantile, by stochastic approximation (Robbins and Monro, 1951).
-
-        It rises by 0.95 steps for each answer above it and falls by 0.05 steps for each below.
-        """
-        if self.output_estimate is None:
-            self.output_estimate = float(output_tokens)
-        step = max(1.0, _OUTPUT_STEP * self.output_estimate)
-        is_above = output_tokens > self.output_estimate
-        self.output_estimate += step * (_OUTPUT_QUANTILE if is_above else _OUTPUT_QUANTILE - 1)
 
     def refund(self, charge: Charge, now: float) -> None:
         """Give a whole charge back: the request was never sent, or was refused before it counted."""

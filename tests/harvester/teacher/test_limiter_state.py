@@ -13,7 +13,7 @@ from harvester.mock_teacher.running import RunningMock
 from harvester.run.harvest import PassLimits
 from harvester.store.journal.checksums import updating_checksum
 from harvester.store.journal.journal import Journal
-from harvester.teacher.limiter.rate_limiter import Bucket
+from harvester.teacher.limiter.bucket import Bucket
 from tests.faults.bench import Hasty, run_harvest
 from tests.harvester.run.test_harvest import Bench, config, sums
 
