@@ -140,7 +140,8 @@ def _first_file(log: Path) -> BinaryIO:
     """
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
-        os.close(_opened(log))
+        with contextlib.suppress(FileNotFoundError):  # the run makes it, once it holds the store
+            os.close(_opened(log, create=False))
         return tempfile.TemporaryFile(dir=log.parent)
     except OSError as error:
         raise StoreError(
@@ -150,8 +151,9 @@ def _first_file(log: Path) -> BinaryIO:
         ) from None
 
 
-def _opened(log: Path) -> int:
-    return os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
+def _opened(log: Path, *, create: bool = True) -> int:
+    flags = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | (os.O_CREAT if create else 0)
+    return os.open(log, flags, 0o600)
 
 
 def _wait_until_it_holds(

@@ -79,6 +79,15 @@ def test_a_detached_run_goes_on_and_attach_ends_as_it_does(mock_teacher: Mock, t
     assert str(tmp_path / "store.log") in ended.stdout
 
 
+def test_a_run_that_never_held_its_store_leaves_no_log(mock_teacher: Mock, tmp_path: Path) -> None:
+    config = write_folder(tmp_path, mock_teacher().base_url, 3, more='[store]\npath = "a.jsonl"')
+    before = sorted(tmp_path.iterdir())
+    done = harvester("run", config, "--detach", **NO_SYSTEMD)
+    assert done.returncode == 2
+    assert "is a file, and a store is a folder" in done.stderr
+    assert sorted(tmp_path.iterdir()) == before
+
+
 @pytest.mark.slow
 def test_of_two_that_start_at_once_each_shows_what_its_own_run_says(
     mock_teacher: Mock, tmp_path: Path

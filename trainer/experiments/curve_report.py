@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ def score_text(value: float, measure: str) -> str:
 def gain_text(gain: Mapping[str, float], measure: str) -> str:
     """Return a gain with its interval: points of accuracy, or nats per token."""
     scale, unit, digits = (100, " points", 2) if measure == "accuracy" else (1, " nats per token", 5)
+    smallest = min((abs(scale * gain[key]) for key in ("value", "low") if gain[key]), default=1.0)
+    digits = max(digits, math.ceil(-math.log10(smallest)))  # what decides the verdict is not shown as zero
     value, low, high = (f"{scale * gain[key]:+.{digits}f}" for key in ("value", "low", "high"))
     return f"{value}{unit} ({low} to {high})"
 

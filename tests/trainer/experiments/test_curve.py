@@ -303,3 +303,13 @@ def test_held_out_prompts_are_in_no_subset(tmp_path):
     tiny.train_toml(tmp_path, [*rows, leaked])
     plan = plan_curve(*load_curve(curve_toml(tmp_path, rows=[2, 5, 10, 20])))
     assert plan.subsets[0][-1] == {row.key for row in rows[:20]}
+
+
+@pytest.mark.parametrize(
+    ("low", "shown"),
+    [(0.000001, "+0.0001 points"), (0.0, "+0.00 to"), (-0.02, "-2.00 to +5.00"), (0.012, "+1.20 to +5.00")],
+)
+def test_a_gain_that_decides_the_verdict_is_not_shown_as_zero(low: float, shown: str) -> None:
+    """ "go on: +0.00 (+0.00 to ...)" is no reason."""
+    text = curve_report.gain_text({"value": max(low, 0.0), "low": low, "high": 0.05}, "accuracy")
+    assert shown in text
