@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 
 from harvester.teacher.limiter.rate_limiter import Limiter
 
-# Who waited for the rate in at least this part of the time could use any larger share. How much it used of a
-# small share says nothing about that: below a request per measurement it used nothing of it in most of them.
+# Who waited for the rate in at least this part of the time could use a larger share.
 WAITED_PART = 0.5
 # What is used is an average over this time.
 USE_S = 2.0
+# Below so many units in that time, what was used of a share says nothing about what could be.
+FEWEST_UNITS = 4.0
 
 
 @dataclass(slots=True)
@@ -24,6 +25,8 @@ class Demand:
 
     Attributes:
         headroom: how many times what it uses it wants while nobody waits.
+        growth: how many times what it uses it wants while its requests wait for the rate, infinity for all
+            that there is.
         measured_at: monotonic seconds of that call.
         taken: units taken so far, by limit, then.
         used: the part of each limit in force that was used, times the share that it was of the whole, on an
@@ -34,6 +37,7 @@ class Demand:
     limiter: Limiter
     headroom: float
     measured_at: float = 0.0
+    growth: float = math.inf
     taken: Mapping[str, float] = field(default_factory=dict)
     used: dict[str, float] = field(default_factory=dict)
     waited_s: float = 0.0
@@ -56,6 +60,9 @@ class Demand:
             part = max(0.0, self.taken[name] - before[name]) / (bucket.rate * seconds) * share
             weight = 1 - math.exp(-seconds / USE_S)
             self.used[name] = self.used.get(name, part) * (1 - weight) + part * weight
-        if waited_s >= WAITED_PART * seconds:
+        used = max(self.used.values())
+        if waited_s < WAITED_PART * seconds:
+            return used * self.headroom
+        if any(bucket.rate * USE_S < FEWEST_UNITS for bucket in buckets.values()):
             return math.inf
-        return max(self.used.values()) * self.headroom
+        return used * self.growth if used else math.inf

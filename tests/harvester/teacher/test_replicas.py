@@ -198,6 +198,24 @@ def test_the_limit_of_the_credential_goes_where_it_can_be_used() -> None:
         assert sum(start <= at < start + 1 for at in arrived) <= 1.3 * 60
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("rates", "limit", "latency_s"),
+    [((50, 30, 15, 5), 80, 0.2), ((100, 60, 30, 10), 180, 0.2), ((5,) * 4, 4, 0.2)],
+)
+def test_addresses_at_their_own_limit_take_nothing_from_those_that_can_use_more(
+    rates: tuple[int, ...], limit: int, latency_s: float
+) -> None:
+    servers = [Server(round(rate * latency_s), latency_s) for rate in rates]
+    simulated = Pass(servers, credential={"requests_per_minute": 60.0 * limit})
+    simulated.run(14 * limit)
+    found = simulated.rates(6.0, 13.0)
+    assert sum(found) >= 0.975 * limit
+    arrived = sorted(at for server in servers for at in server.arrived)
+    for start in range(1, 13):  # each address may save up one request, however small its part
+        assert sum(start <= at < start + 1 for at in arrived) <= 1.3 * limit + len(rates)
+
+
 seconds_of_use = st.lists(
     st.tuples(st.floats(0.5, 3.0), st.lists(st.integers(0, 40), min_size=3, max_size=3)),
     min_size=1,
