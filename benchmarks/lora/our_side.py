@@ -13,14 +13,13 @@ import torch
 from trainer import config as settings
 from trainer.data.chat_template import Example
 from trainer.data.collator import padding_share
-from trainer.model import (
+from trainer.model import model, structure
+from trainer.model.forward import (
     compile,
     fused_norms,
     hopper_attention,
     lora_forward,
-    model,
     segment_attention,
-    structure,
     varlen_attention,
 )
 from trainer.model.forward.losses import loss_and_gradient

@@ -23,16 +23,8 @@ from trainer.data.collator import collate
 from trainer.data.order import Order
 from trainer.errors import ConfigError
 from trainer.evaluation import evaluate
-from trainer.model import (
-    compile,
-    lora_forward,
-    losses,
-    model,
-    rows,
-    segment_attention,
-    self_test,
-    varlen_attention,
-)
+from trainer.model import model, self_test
+from trainer.model.forward import compile, lora_forward, losses, rows, segment_attention, varlen_attention
 from trainer.training import checkpoint, distributed, memory, plan, reporter, step, student, train
 from trainer.training.distributed import World
 from trainer.training.forward import pack_loss
