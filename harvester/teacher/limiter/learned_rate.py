@@ -29,7 +29,7 @@ from typing import Any
 
 from harvester.teacher.limiter.full_refusal import FullRefusal
 from harvester.teacher.limiter.learned_burst import LearnedBurst
-from harvester.teacher.limiter.rate_trial import TRIAL_SPEED_UP, RateTrial, Verdict
+from harvester.teacher.limiter.rate_trial import TRIAL_SPEED_UP, RateTrial, TrialVerdict
 from harvester.teacher.limiter.refusal_surplus import RefusalSurplus
 from harvester.teacher.limiter.send_flow import FLOW_S, SendFlow
 from harvester.teacher.limiter.sends import Entry, SendLog
@@ -474,11 +474,11 @@ class LearnedRate:
         """End the trial if it shows whether the rate is the reason."""
         until = now - self._sends.refusal_delay_s
         verdict = trial.verdict(self._sends, until, self._burst_seen or 0, self._part)
-        if verdict is Verdict.HELD_BACK:
+        if verdict is TrialVerdict.HELD_BACK:
             self._end_trial(trial, trial.rate, now)
-        elif verdict is Verdict.RATE_IS_NO_REASON:
+        elif verdict is TrialVerdict.RATE_IS_NO_REASON:
             self._end_trial(trial, self.rate, now)
-        elif verdict is Verdict.RATE_IS_REASON:
+        elif verdict is TrialVerdict.RATE_IS_REASON:
             self._trial = None
             counted, _ = self._sends.counts(trial.begun_at, until)
             seconds = until - trial.begun_at

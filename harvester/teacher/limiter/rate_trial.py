@@ -23,7 +23,7 @@ MOST_TRIAL_SENDS = 400
 LEAST_SPEED_UP = 1.1
 
 
-class Verdict(Enum):
+class TrialVerdict(Enum):
     """What a trial has shown."""
 
     OPEN = "open"
@@ -49,7 +49,7 @@ class RateTrial:
     share: float
     _seen: int = 0
 
-    def verdict(self, sends: SendLog, until: float, burst: int, part: float) -> Verdict:
+    def verdict(self, sends: SendLog, until: float, burst: int, part: float) -> TrialVerdict:
         """Say what the sends up to `until` show.
 
         Args:
@@ -58,15 +58,15 @@ class RateTrial:
             part: our part of the limit. Others went on as before, so all together sped up less than ours.
         """
         if sends.count == self._seen:
-            return Verdict.OPEN
+            return TrialVerdict.OPEN
         self._seen = sends.count
         accepted, refused = sends.counts(self.begun_at, until)
         tried = accepted + refused
         if tried < LEAST_TRIAL_SENDS:
-            return Verdict.OPEN
+            return TrialVerdict.OPEN
         speed_up = min(TRIAL_SPEED_UP, tried / (until - self.begun_at) / self.sent_per_s)
         if speed_up < LEAST_SPEED_UP:
-            return Verdict.HELD_BACK if tried >= TRIAL_SENDS else Verdict.OPEN
+            return TrialVerdict.HELD_BACK if tried >= TRIAL_SENDS else TrialVerdict.OPEN
         speed_up = 1 + (speed_up - 1) * part
         share = 1 - (1 - self.share) / speed_up
         ratio = refused * math.log(share / self.share)
@@ -75,7 +75,7 @@ class RateTrial:
         enough = max(TRIAL_SENDS, min(MOST_TRIAL_SENDS, added))
         is_clear = ratio <= -TRIAL_DECIDES and tried >= min(added, MOST_TRIAL_SENDS)
         if is_clear or (ratio < 0 and tried >= enough):
-            return Verdict.RATE_IS_NO_REASON
+            return TrialVerdict.RATE_IS_NO_REASON
         if ratio >= TRIAL_DECIDES or tried >= enough:
-            return Verdict.RATE_IS_REASON
-        return Verdict.OPEN
+            return TrialVerdict.RATE_IS_REASON
+        return TrialVerdict.OPEN
