@@ -20,13 +20,15 @@ class BodyMemory:
         self.used_bytes = 0
         # Bytes of bodies that are complete, and not stored yet.
         self.complete_bytes = 0
-        # Bodies that are being read, oldest first, and for each the event that wakes it.
-        self.reading: dict[BodyShare, asyncio.Event] = {}
+        # Bodies that are being read, oldest first.
+        self.reading: dict[BodyShare, None] = {}
+        # Those of them that wait for memory, and for each the event that wakes it.
+        self.waiting: dict[BodyShare, asyncio.Event] = {}
 
     def share(self) -> BodyShare:
         """Begin to read a body."""
         share = BodyShare(self)
-        self.reading[share] = asyncio.Event()
+        self.reading[share] = None
         return share
 
     def may_exceed(self, share: BodyShare) -> bool:
@@ -35,10 +37,11 @@ class BodyMemory:
 
     def wake_oldest(self) -> None:
         """Let the oldest body look again, or all while there is memory."""
-        for number, event in enumerate(self.reading.values()):
-            if number and self.used_bytes >= self.limit_bytes:
-                break
-            event.set()
+        if not self.waiting:
+            return
+        for share in self.waiting if self.used_bytes < self.limit_bytes else [next(iter(self.reading), None)]:
+            if share in self.waiting:
+                self.waiting[share].set()
 
 
 class BodyShare:
@@ -53,14 +56,20 @@ class BodyShare:
         memory = self._memory
         self._bytes += more_bytes
         memory.used_bytes += more_bytes
-        event = memory.reading[self]
-        while memory.used_bytes >= memory.limit_bytes and not memory.may_exceed(self):
-            event.clear()
-            await event.wait()
+        if memory.used_bytes < memory.limit_bytes:
+            return
+        event = memory.waiting[self] = asyncio.Event()
+        try:
+            while memory.used_bytes >= memory.limit_bytes and not memory.may_exceed(self):
+                event.clear()
+                await event.wait()
+        finally:
+            del memory.waiting[self]
 
     def end_reading(self) -> None:
         """Note that the body is complete; it still takes its memory. Safe to call twice."""
-        if self._memory.reading.pop(self, None) is not None:
+        if self in self._memory.reading:
+            del self._memory.reading[self]
             self._memory.complete_bytes += self._bytes
             self._memory.wake_oldest()
 

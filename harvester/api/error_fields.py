@@ -275,9 +275,8 @@ def _find(document: Any, depth: int) -> ErrorFields | None:
     if not isinstance(document, Mapping) or depth > _MAX_DEPTH:
         return None
     for name in ERROR_MEMBERS:
-        value = document.get(name)
-        if _is_error(value):
-            return _read(value, document)
+        if name in document and _is_error(document[name]):
+            return _read(document[name], document)
     return _error_around_choices(document) or _error_of_vendor(document, depth)
 
 
@@ -324,6 +323,8 @@ def _is_success(code: Any) -> bool:
 
 def _is_error(value: Any) -> bool:
     """Whether the value of an error member says that there is one."""
+    if value is None:  # most bodies have none of the members
+        return False
     if isinstance(value, str):
         return value.strip().lower() not in _SUCCESS
     if isinstance(value, Mapping):

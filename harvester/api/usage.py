@@ -175,12 +175,14 @@ def _fewest_input(estimate: int) -> int:
 
 def _first(fields: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
     for name in names:
-        holder, member = fields, name
-        if "." in name:
+        if "." not in name:
+            value = fields.get(name)
+        else:
             group, _, member = name.rpartition(".")
-            holder = fields.get(group)  # type: ignore[assignment]
-        if isinstance(holder, Mapping) and holder.get(member) is not None:
-            return _count(holder[member])
+            holder = fields.get(group)
+            value = holder.get(member) if holder is not None and isinstance(holder, Mapping) else None
+        if value is not None:
+            return _count(value)
     return None
 
 
