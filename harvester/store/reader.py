@@ -37,6 +37,7 @@ from harvester.store.shards.proved import open_entry, open_unlisted
 from harvester.store.shards.sample import (
     SELECT_ANSWERS,
     SELECT_TERMS_COLUMNS,
+    model_names,
     prompt_columns,
     sample_of,
     terms_columns,
@@ -391,8 +392,12 @@ class Corpus:
                 yield {name: getattr(sample, name) for name in columns}
             return
         lineages = _lineages(connection, self._store)
-        for row in chain.from_iterable(batching.batch_answers(connection.execute(SELECT_TERMS_COLUMNS))):
-            yield terms_columns(row, lineages[row["run"]])
+        known = set[tuple[int, str, str, str]]()
+        for run, body_json, raw in connection.execute(SELECT_TERMS_COLUMNS):
+            names = (run, *model_names(body_json, raw))
+            if names not in known:
+                known.add(names)
+                yield terms_columns(*names[1:], lineages[run])
 
     def _tail(self, connection: sqlite3.Connection, wanted: Sequence[str]) -> Iterator[Sample]:
         lineages = _lineages(connection, self._store)

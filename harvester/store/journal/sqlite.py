@@ -229,8 +229,8 @@ def create(store: Path, fill: Callable[[sqlite3.Connection], None] | None = None
     os.close(open_file(hidden, os.O_RDWR | os.O_CREAT | os.O_EXCL))
     try:
         with closing(sqlite3.connect(hidden, isolation_level=None)) as connection:
+            connection.execute("PRAGMA synchronous=OFF")  # it is synced once, when it is whole
             connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("PRAGMA synchronous=FULL")
             _make(connection)
             connection.execute(CHECKS)
             if fill is not None:
@@ -239,6 +239,7 @@ def create(store: Path, fill: Callable[[sqlite3.Connection], None] | None = None
             busy, *_ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
             if busy:
                 raise StoreError("a new journal can't be written", place=str(path), remedy="check the disk")
+        fsync(hidden)
         reach("store.before_journal")
         for side in _SIDE_FILES:  # of an empty journal: SQLite would apply them to the new one
             path.with_name(f"{path.name}-{side}").unlink(missing_ok=True)

@@ -75,7 +75,9 @@ class AsyncWriter:
             await self._settled.wait()
 
     async def flush(self) -> None:
-        """Wait until every submitted record is durable or has failed."""
+        """Wait until every submitted record is durable or has failed; the writer waits for no others then."""
+        if self._open:
+            await self.call(lambda _: None)
         while self._open:
             self._settled.clear()
             await self._settled.wait()

@@ -32,7 +32,7 @@ from harvester.store.shards import batching
 from harvester.store.shards.manifest import manifest_rows
 from harvester.store.shards.parquet_file import lineage_digest
 from harvester.store.shards.proved import open_entry
-from harvester.store.shards.sample import SELECT_ANSWERS, terms_columns
+from harvester.store.shards.sample import SELECT_ANSWERS, model_names, terms_columns
 from harvester.store.shards.swap import hold_for_reading
 from harvester.terms import gate
 from harvester.terms.gate import RecordedTerms
@@ -210,7 +210,8 @@ class OtherStore:
                     if row["run"] not in runs:
                         continue
                     lineage = runs[row["run"]][1]
-                    self._require_permitted(lineage, terms_columns(row, lineage), recorded)
+                    names = model_names(row["body_json"], row["raw"])
+                    self._require_permitted(lineage, terms_columns(*names, lineage), recorded)
                     yield CopiedAnswer(lineage.run_id, {**row, **_asked_by(wanted[row["key"]])})
 
     def _sealed(

@@ -134,15 +134,18 @@ def encodable(text: str) -> str:
     return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
-def terms_columns(row: Mapping[str, Any], lineage: Lineage) -> dict[str, Any]:
-    """The columns that the terms check reads (`lineage.FACT_COLUMNS`), without parsing the raw body."""
-    model, provider = model_and_provider(row["raw"])
-    body = orjson.loads(row["body_json"])
+def model_names(body_json: str, raw: bytes) -> tuple[str, str, str]:
+    """The model asked for, the one that answered, and its provider, without parsing the raw body."""
+    return str(orjson.loads(body_json).get("model") or ""), *model_and_provider(raw)
+
+
+def terms_columns(request_model: str, response_model: str, provider: str, lineage: Lineage) -> dict[str, Any]:
+    """The columns that the terms check reads (`lineage.FACT_COLUMNS`), of a row with these `model_names`."""
     return {
         "run_id": lineage.run_id,
         **{name: getattr(lineage, name) for name in REPEATED_COLUMNS},
-        "request_model": str(body.get("model") or ""),
-        "response_model": model,
+        "request_model": request_model,
+        "response_model": response_model,
         "provider": provider,
     }
 
