@@ -136,9 +136,9 @@ def progress_display(total: int, title: str, *, at_once: bool = False) -> Iterat
     Args:
         at_once: also print the first status.
     """
-    from harvester.observe import progress
-
     if not _logging and can_draw():
+        from harvester.observe import progress
+
         with progress.live(title) as update:
             yield update
         return
@@ -176,7 +176,7 @@ class _ProgressLines:
             self._print()
 
     def _print(self) -> None:
-        from harvester.observe import progress
+        from harvester.observe.status_line import status_line
 
         status = self._status
         self._printed_at, self._printed_state = time.monotonic(), str(status.get("state", ""))
@@ -184,4 +184,4 @@ class _ProgressLines:
             fields = {name: status.get(name) for name in PROGRESS_FIELDS}
             _write(json.dumps({"at": _now(), "event": "progress", **fields}))
         else:
-            _write(one_line(f"{self._title}: {progress.status_line(status, self._total)}"))
+            _write(one_line(f"{self._title}: {status_line(status, self._total)}"))

@@ -14,6 +14,7 @@ from harvester.cli.console import JSON, Status, emit, log_as_json, message, prog
 from harvester.config.budget_spans import BudgetSpan
 from harvester.config.transport import Transport
 from harvester.errors import Interrupted, StoppedAtLimit, StoreError, TooManyFailures
+from harvester.system.unused_imports import import_without_certificates
 
 if TYPE_CHECKING:
     from harvester.run.endings import Summary
@@ -183,6 +184,7 @@ def run_prepared(prepared: Prepared, on_status: Callable[[], None] = lambda: Non
     Args:
         on_status: is called with each status.
     """
+    import_without_certificates("aiohttp")
     with progress_display(prepared.rows_total, "harvest") as show:
 
         def watch(status: Status) -> None:

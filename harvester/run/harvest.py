@@ -73,12 +73,14 @@ class PassSetup:
     `key` is the teacher's credential, None for none. `writer` is the store's only writer during the pass,
     which doesn't close it. `run_id` names a run that the journal has begun. `limits` are ceilings in
     addition to those of `config`. Setting `stop` drains the pass: requests in flight get `limits.grace_s`.
+    `sent` is set when the first request is sent.
     `accept` is None without `[accept]`. `finish_by` is the deadline in Unix seconds, None for none.
     `complain` notes an error that does not end the pass. `batch_clock` governs polls and the age of
     batches; None is `clock`. `config_path` is the path of harvest.toml, which other harvests show. `hold`
     is what the sealing beside the pass respects. `canaries` keeps what checks of several addresses are
     answered; None for no such checks. `root` is the folder of harvest.toml. `dealing` is how limits and
-    budget are asked of a coordinator; None where they are the pass's own.
+    budget are asked of a coordinator; None where they are the pass's own. `idle_since` is since when nothing
+    was sent, in seconds of `clock`; None: since now.
     """
 
     config: HarvestConfig
@@ -87,6 +89,7 @@ class PassSetup:
     run_id: str
     limits: PassLimits
     stop: asyncio.Event
+    sent: asyncio.Event = field(default_factory=asyncio.Event)
     clock: Clock = field(default_factory=SystemClock)
     accept: AcceptSetup | None = None
     finish_by: float | None = None
@@ -97,6 +100,7 @@ class PassSetup:
     canaries: CanaryStore | None = None
     root: Path = Path()
     dealing: Dealing | None = None
+    idle_since: float | None = None
 
 
 async def harvest(
@@ -170,12 +174,12 @@ async def open_parts(setup: PassSetup, client: Client) -> PassParts:
         acceptance,
     )
     spent = await writer.call(lambda journal: compute_spent(journal, clock.wall(), config.teacher.teacher_id))
-    policies = build_policies(config, setup.limits, clock, spent)
+    policies = build_policies(config, setup.limits, clock, spent, setup.idle_since)
     limiter_state = LimiterState(writer, policies.limiters, config.teacher, clock)
     await limiter_state.restore()
     endpoints = Endpoints(client, policies)
     ending.when_draining(endpoints.drain)
-    teacher = Teacher(endpoints, writer, tally, setup.run_id)
+    teacher = Teacher(endpoints, writer, tally, setup.run_id, setup.sent)
     served_models = ServedModels(tally, strict=config.run.strict_model, providers=config.providers)
     choice_limit = await writer.call(lambda journal: ChoiceLimit.of(journal, config.teacher))
     unproven = Unproven(

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
-import gc
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
@@ -48,6 +46,7 @@ from harvester.run.in_flight import RE_ASKED
 from harvester.run.operator import OperatorCommands, StoredPauses
 from harvester.run.prepare import Prepared, require_still_permitted
 from harvester.run.retry import reopen_rows
+from harvester.run.sealing import Sealing
 from harvester.run.shared_answers import copy_shared
 from harvester.run.signals import Signals, handled
 from harvester.store import paths
@@ -57,7 +56,6 @@ from harvester.store.journal.group_commit import GroupCommit, on_writer
 from harvester.store.journal.journal import Journal
 from harvester.store.journal.lock import StoreLock
 from harvester.store.journal.records import RunRecord
-from harvester.store.maintain.seal_hold import SealHold
 from harvester.store.shards.manifest import read_manifest
 from harvester.store.terms_check import require_unsealed_permitted
 from harvester.system.background import StopRequests
@@ -168,7 +166,7 @@ class RunParts:
     canaries: CanaryStore
     canary: CanaryTask | None
     mirror: MirrorTask | None
-    hold: SealHold
+    sealing: Sealing
     heartbeat: Heartbeat
     operator: OperatorCommands
     drain: Callable[[Ending, str], None]
@@ -227,7 +225,7 @@ async def _open(host: Host, writer: GroupCommit, clock: Clock, batch_clock: Cloc
         canaries=canaries,
         canary=canary,
         mirror=mirror,
-        hold=SealHold(),
+        sealing=Sealing(prepared.store, writer, _shard_bytes(prepared), host.requests is None),
         heartbeat=heartbeat,
         operator=OperatorCommands(control, stored_pauses, heartbeat.status, drain),
         drain=drain,
@@ -366,35 +364,6 @@ def _require_adopted(journal: Journal, store: Path) -> None:
         require_complete(connection, store)
 
 
-async def _seal_meanwhile(parts: RunParts) -> None:
-    """Seal while the pass runs. Arrow is loaded beside the first requests, which need not wait for it."""
-    await asyncio.to_thread(_load_arrow)
-    if parts.host.requests is None:
-        _exempt_modules_from_collection()
-    from harvester.store.maintain import seal_task
-
-    prepared = parts.prepared
-    await seal_task.seal_periodically(prepared.store, parts.writer, _shard_bytes(prepared), parts.hold)
-
-
-def _load_arrow() -> None:
-    import pyarrow as pa
-
-    from harvester.store.maintain import seal_task  # noqa: F401
-
-    pa.array([""])  # the first array looks for pandas
-
-
-@functools.cache
-def _exempt_modules_from_collection() -> None:
-    """Freeze what is loaded, once in a process: what is frozen is not collected any more.
-
-    Full garbage collections would look through all modules again and again: a fifth of the time of sealing.
-    `gc.get_freeze_count` would walk all of it, too, while no other thread runs.
-    """
-    gc.freeze()
-
-
 async def _pass(parts: RunParts, signals: Signals) -> tuple[PassResult, HarvesterError | None]:
     """Make the pass, sealing meanwhile; return how it ended, and the error that ended it."""
     prepared, heartbeat = parts.prepared, parts.heartbeat
@@ -407,10 +376,16 @@ async def _pass(parts: RunParts, signals: Signals) -> tuple[PassResult, Harveste
     signals.cancel_at_second(work)
     if signals.count > 1:  # before there was anything to cancel
         work.cancel()
-    sealing = _seal_meanwhile(parts)
-    async with background_tasks([BackgroundTask("sealing", sealing, parts.errors.add)]):
+    sealing, on_error = parts.sealing, parts.errors.add
+    beside = [
+        BackgroundTask("sealing", sealing.seal_meanwhile(), on_error),
+        BackgroundTask("columns", sealing.convert_meanwhile(), on_error),
+    ]
+    async with background_tasks(beside):
         try:
-            return parts.stop.named(await work), None
+            result = await work
+            sealing.hurry.set()
+            return parts.stop.named(result), None
         except asyncio.CancelledError:
             return PassResult(Ending.ABORTED, heartbeat.latest), None
         except HarvesterError as error:
@@ -421,6 +396,7 @@ async def _harvest(parts: RunParts) -> PassResult:
     prepared = parts.prepared
     accept = await asyncio.to_thread(_accept, parts)
     exchange, control = parts.host.exchange, parts.control
+    is_own_pace = exchange is None and isinstance(parts.clock, SystemClock)
     setup = PassSetup(
         accept=accept,
         config=prepared.config,
@@ -429,15 +405,17 @@ async def _harvest(parts: RunParts) -> PassResult:
         run_id=parts.run_id,
         limits=prepared.limits(),
         stop=parts.stop.event,
+        sent=parts.sealing.sent,
         clock=parts.clock,
         finish_by=prepared.hours.finish_by,
         complain=parts.errors.add,
         batch_clock=parts.batch_clock,
         config_path=str(prepared.path.resolve()),
-        hold=parts.hold,
+        hold=parts.sealing.hold,
         canaries=parts.canaries,
         root=prepared.root,
         dealing=None if exchange is None else Dealing(exchange, control.pause, control.resume),
+        idle_since=prepared.prepared_at if is_own_pace else None,
     )
 
     def on_settings(settings: RuntimeSettings) -> None:
@@ -489,15 +467,13 @@ async def _seal(parts: RunParts, result: PassResult, exit_code: int, error: Harv
 
     After a fault of the disk nothing is written any more; after an abort only the ending is.
     """
-    from harvester.store.maintain import seal_task
-
     sealed_rows = 0
     if isinstance(error, StoreError):
         return sealed_rows
     store, writer = parts.prepared.store, parts.writer
     try:
         if result.ending != Ending.ABORTED and parts.stop.refused is None:
-            sealed_rows = await seal_task.seal_all(store, writer, _shard_bytes(parts.prepared), parts.hold)
+            sealed_rows = await parts.sealing.finish()
     finally:
         run_id, ending, ended_at = parts.run_id, result.ending, time.time()
         await on_writer(writer, lambda journal: journal.end_run(run_id, ending, exit_code, ended_at))

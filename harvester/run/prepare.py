@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 import ssl
+import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -56,7 +57,7 @@ class Prepared:
 
     `digest` is that of the prompt files as they were checked (`completed_files`), None where none is kept.
     `verifiers` are those of a configuration with `[accept]`. `skipped` are prompts that are not asked.
-    `rules` say how rows become prompts.
+    `rules` say how rows become prompts. `prepared_at` is when, in monotonic seconds: nothing was sent since.
     """
 
     path: Path
@@ -72,6 +73,7 @@ class Prepared:
     verifiers: Verifiers | None = None
     skipped: SkippedPrompts = field(default_factory=SkippedPrompts)
     rules: RowRules = field(default_factory=RowRules)
+    prepared_at: float = field(default_factory=time.monotonic)
 
     @property
     def root(self) -> Path:

@@ -18,6 +18,11 @@ from harvester.teacher.limiter.rate_limiter import Limiter
 from harvester.teacher.limiter.window import OPEN_FILES_NOTE
 from harvester.teacher.retry import RetryBudget, RetryPolicy
 
+# Seconds of the rate that a new process may send at once, beside those that pass before its first request
+# departs (0.04). Together they stay below FIRST_BURST_S of `learned_burst`: the first requests open
+# connections, so that they arrive late and the next ones close behind them.
+START_S = 0.04
+
 
 @dataclass(slots=True)
 class Policies:
@@ -67,14 +72,18 @@ def build_policies(
     limits: PassLimits,
     clock: Clock,
     spent: Mapping[BudgetSpan, Amounts] | None = None,
+    idle_since: float | None = None,
 ) -> Policies:
     """The policies that a configuration and the ceilings of one pass set.
 
     Args:
         spent: what the budgets were charged in each span before this pass; None for nothing.
+        idle_since: since when nothing was sent, in seconds of the clock: what the rate allows in that time,
+            at most in START_S, may be sent at once. None: since now.
     """
+    now = clock.now()
     return Policies(
-        _limiters(config, clock.now()),
+        _limiters(config, now if idle_since is None else max(idle_since, now - START_S)),
         build_budget(config, limits, spent or {}, clock.wall()),
         RetryPolicy(
             config.run.max_attempts,

@@ -109,14 +109,23 @@ class Teacher:
         writer: records intents and failures.
         tally: counts attempts, errors and retries.
         run_id: stored with each intent.
+        sent: is set when a request is sent.
     """
 
-    def __init__(self, endpoints: Endpoints, writer: AsyncWriter, tally: Counters, run_id: str) -> None:
+    def __init__(
+        self,
+        endpoints: Endpoints,
+        writer: AsyncWriter,
+        tally: Counters,
+        run_id: str,
+        sent: asyncio.Event | None = None,
+    ) -> None:
         self.endpoints = endpoints
         self._policies = endpoints.policies
         self._writer = writer
         self._tally = tally
         self._run_id = run_id
+        self._sent = sent or asyncio.Event()
         self._attempt_once = self._limited(self._budgeted(self._recorded))
 
     async def ask(self, request: Request) -> AttemptResult:
@@ -321,6 +330,7 @@ class Teacher:
                 self._writer.submit(Refund(attempt_id, answers), lambda: None)
                 raise
         tally.requests_sent += 1
+        self._sent.set()
         try:
             raw = await self.endpoints.client.send(request, attempt.endpoint)
             parsed, choices = await self._parsed(raw, request)

@@ -23,6 +23,7 @@ from harvester.store.journal.lock import StoreLock
 from harvester.store.maintain.seal_hold import SealHold
 from harvester.store.reader import Corpus
 from harvester.store.shards import compact, seal
+from harvester.store.shards.ready_rows import ReadyRows
 from harvester.store.shards.rewrite import READY
 from harvester.store.shards.swap import ReaderWatch
 
@@ -30,6 +31,11 @@ T = TypeVar("T")
 # Size of a shard where the journal has no run, as the default of `[store] shard_mib`.
 DEFAULT_SHARD_MIB = 64
 SEAL_EVERY_S = 5.0
+# How often answers are converted to columns, and how many slices at once, if the process uses less than this
+# share of a processor: a run that is busy would be slowed down.
+CONVERT_EVERY_S = 0.25
+SLICES_AT_ONCE = 4
+BUSY_SHARE = 0.6
 # Number of checks after which unsealed answers are summed up exactly, whatever the file's growth suggests.
 FULL_CHECK_TURNS = 24
 # Look again at 90 % of the missing bytes: new answers also reuse free SQLite pages, so file growth
@@ -43,8 +49,27 @@ QUIET_TRIES = 5
 LOOKS = 8
 
 
+async def convert_periodically(writer: GroupCommit, hold: SealHold, ready: ReadyRows) -> None:
+    """Convert answers to columns, while the process has time for that, so that the last sealing is short."""
+    used_s, at = time.process_time(), time.monotonic()
+    while True:
+        await asyncio.sleep(CONVERT_EVERY_S)
+        used_before_s, before = used_s, at
+        used_s, at = time.process_time(), time.monotonic()
+        if used_s - used_before_s > BUSY_SHARE * (at - before):
+            continue
+        async with hold.lock:
+            for _ in range(SLICES_AT_ONCE):
+                if not await on_writer(writer, ready.step):
+                    break
+
+
 async def seal_periodically(
-    store: Path, writer: GroupCommit, target_bytes: int, hold: SealHold | None = None
+    store: Path,
+    writer: GroupCommit,
+    target_bytes: int,
+    hold: SealHold | None = None,
+    ready: ReadyRows | None = None,
 ) -> None:
     """Seal full shards and merge small ones, in slices between which submitted records are written."""
     hold = hold or SealHold()
@@ -55,19 +80,27 @@ async def seal_periodically(
             # Summing up what is unsealed reads all of it: not before there can be enough, but now and then,
             # for what else the journal holds may shrink meanwhile.
             if turn % FULL_CHECK_TURNS == 0 or await on_writer(writer, seal.used_bytes) >= due_bytes:
-                sealed = await _seal(store, writer, target_bytes, hold, everything=False)
+                sealed = await _seal(store, writer, target_bytes, hold, ready, everything=False)
                 used = await on_writer(writer, seal.used_bytes)
                 due_bytes = used + sealed.lacking_bytes * GROWTH_CHECK_FACTOR
             await merge(store, writer, target_bytes, tries=QUIET_TRIES)
 
 
 async def _seal(
-    store: Path, writer: GroupCommit, target_bytes: int, hold: SealHold, *, everything: bool
+    store: Path,
+    writer: GroupCommit,
+    target_bytes: int,
+    hold: SealHold,
+    ready: ReadyRows | None,
+    *,
+    everything: bool,
 ) -> seal.SealResult:
     before = hold.before
     steps = await on_writer(
         writer,
-        lambda j: seal.seal_steps(j, store, target_bytes=target_bytes, everything=everything, before=before),
+        lambda j: seal.seal_steps(
+            j, store, target_bytes=target_bytes, everything=everything, before=before, ready=ready
+        ),
     )
     return await _in_slices(writer, steps)
 
@@ -127,9 +160,15 @@ def _close(steps: Generator[str | None, None, T]) -> None:
     pa.default_memory_pool().release_unused()
 
 
-async def seal_all(store: Path, writer: GroupCommit, target_bytes: int, hold: SealHold | None = None) -> int:
+async def seal_all(
+    store: Path,
+    writer: GroupCommit,
+    target_bytes: int,
+    hold: SealHold | None = None,
+    ready: ReadyRows | None = None,
+) -> int:
     """Seal everything that is not held, and merge small shards; return the number of rows sealed."""
-    sealed = await _seal(store, writer, target_bytes, hold or SealHold(), everything=True)
+    sealed = await _seal(store, writer, target_bytes, hold or SealHold(), ready, everything=True)
     await merge(store, writer, target_bytes, tries=1)
     return sealed.rows
 

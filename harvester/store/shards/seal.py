@@ -15,15 +15,14 @@ import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
 from harvester.store import paths
-from harvester.store.journal.checksums import checked_rows, require_unchanged
+from harvester.store.journal.checksums import checked_rows
 from harvester.store.journal.journal import Journal
 from harvester.store.journal.records import ShardEntry
-from harvester.store.shards import batching, unlisted
+from harvester.store.shards import unlisted
 from harvester.store.shards.manifest import insert_new_entry, move_answers
 from harvester.store.shards.parquet_file import (
     BYTES_PER_GROUP,
@@ -35,16 +34,13 @@ from harvester.store.shards.parquet_file import (
     translate_disk_errors,
 )
 from harvester.store.shards.proved import note_written
+from harvester.store.shards.ready_rows import ReadyRows, Unsealed, read_slice
 from harvester.store.shards.rewrite import finish_interrupted_rewrite
-from harvester.store.shards.sample import SELECT_ANSWERS, sample_of
-from harvester.store.shards.schema import to_table
 from harvester.store.shards.steps import run_to_end
 from harvester.system.failpoints import reach
 from harvester.system.files import fsync
 from harvester.terms.lineage import Lineage
 
-# Most rows converted to samples at a time: about 20 ms during which nothing is committed.
-ROWS_PER_SLICE = 256
 # Expected bytes in the journal for each byte of a shard; only decides when a shard is written.
 EXPECTED_COMPRESSION = 3
 # Later than any answer, in Unix seconds.
@@ -93,7 +89,13 @@ def seal(journal: Journal, store: Path, *, target_bytes: int, everything: bool) 
 
 
 def seal_steps(
-    journal: Journal, store: Path, *, target_bytes: int, everything: bool, before: float = math.inf
+    journal: Journal,
+    store: Path,
+    *,
+    target_bytes: int,
+    everything: bool,
+    before: float = math.inf,
+    ready: ReadyRows | None = None,
 ) -> Generator[None, None, SealResult]:
     """Seal in slices: each `next` runs one on the thread that owns the journal, which may write in between.
 
@@ -102,7 +104,9 @@ def seal_steps(
 
     Args:
         before: answers that came at this time or later stay in the journal, in Unix seconds.
+        ready: answers that were converted to columns already.
     """
+    ready = ready or ReadyRows()
     folder = store / paths.SHARDS
     with translate_disk_errors(folder):
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -113,7 +117,7 @@ def seal_steps(
         left = group.stored_bytes
         while left > 0 and (everything or left >= full):
             with translate_disk_errors(folder):
-                name, count, moved = yield from _seal_one(journal, folder, group, target_bytes)
+                name, count, moved = yield from _seal_one(journal, folder, group, target_bytes, ready)
             if count == 0:
                 break
             files.append((name, count))
@@ -158,13 +162,13 @@ def _groups(journal: Journal, before: float) -> list[_Group]:
 
 
 def _seal_one(
-    journal: Journal, folder: Path, group: _Group, target_bytes: int
+    journal: Journal, folder: Path, group: _Group, target_bytes: int, ready: ReadyRows
 ) -> Generator[None, None, tuple[str, int, int]]:
     """Write and commit one shard; return its name, its rows and the bytes they had in the journal."""
     shard = journal.next_shard()
     hidden = folder / f".part-{shard:08d}.tmp"
     try:
-        keys, moved = yield from _write(journal, hidden, group, target_bytes)
+        keys, moved = yield from _write(journal, hidden, group, target_bytes, ready)
         reach("shards.after_write")
         entry = yield from check_written_file(hidden, shard, keys, group.digest)
         reach("shards.before_rename")
@@ -181,28 +185,35 @@ def _seal_one(
 
 
 def _write(
-    journal: Journal, hidden: Path, group: _Group, target_bytes: int
+    journal: Journal, hidden: Path, group: _Group, target_bytes: int, ready: ReadyRows
 ) -> Generator[None, None, tuple[list[bytes], int]]:
     lineages = sorted(group.lineages, key=lambda lineage: lineage.run_id)
     by_run = dict(zip(group.runs, group.lineages, strict=True))
+    unsealed = Unsealed(group.runs, group.last_id, group.before_us)
     keys: list[bytes] = []
     waiting: list[pa.Table] = []  # as objects, log-probabilities would be eight times their raw bytes
     moved = waiting_bytes = waiting_rows = last_id = 0
     with hidden.open("xb") as sink:
         with open_writer(sink, lineages) as writer:
-            while rows := _slice(journal, group, last_id):
-                last_id = rows[-1]["id"]
-                waiting.append(to_table([sample_of(row, by_run[row["run"]]) for row in rows]))
-                keys += [row["key"] for row in rows]
-                waiting_bytes += sum(map(_stored, rows))
-                waiting_rows += len(rows)
+            while True:
+                prepared = ready.take(journal, unsealed, last_id)
+                rows = prepared or read_slice(journal, unsealed, by_run, last_id)
+                if rows is None:
+                    break
+                last_id = rows.last_id
+                waiting.append(rows.table)
+                keys += rows.keys
+                waiting_bytes += rows.stored_bytes
+                waiting_rows += rows.table.num_rows
                 if waiting_rows >= ROWS_PER_GROUP or waiting_bytes >= BYTES_PER_GROUP:
                     writer.write_table(_in_one_piece(waiting).cast(writer.schema))
                     moved += waiting_bytes
                     waiting, waiting_bytes, waiting_rows = [], 0, 0
                     if sink.tell() >= target_bytes or len(keys) > ROWS_PER_SHARD - ROWS_PER_GROUP:
                         break
-                yield
+                    yield
+                elif prepared is None:
+                    yield
             if waiting:
                 writer.write_table(_in_one_piece(waiting).cast(writer.schema))
         sink.flush()
@@ -214,29 +225,6 @@ def _write(
 def _in_one_piece(tables: Sequence[pa.Table]) -> pa.Table:
     """One table, in one piece: the bytes written don't depend on the slices it came in."""
     return pa.concat_tables(tables).combine_chunks()
-
-
-def _slice(journal: Journal, group: _Group, after: int) -> list[dict[str, Any]]:
-    """Return the next unsealed answers in order of arrival; one long cursor would block checkpoints.
-
-    Raises:
-        StoreCorrupt: one is damaged; names its key.
-    """
-    holes = ",".join("?" * len(group.runs))
-    query = f"{SELECT_ANSWERS} WHERE run IN ({holes}) AND id > ? AND id <= ? AND at_us < ? ORDER BY id"
-    with (
-        journal.reading() as connection,
-        contextlib.closing(
-            connection.execute(query, (*group.runs, after, group.last_id, group.before_us))
-        ) as cursor,
-    ):
-        rows = next(batching.batch_answers(cursor, ROWS_PER_SLICE), [])
-    require_unchanged("answers", rows, journal.path)
-    return rows
-
-
-def _stored(row: dict[str, Any]) -> int:
-    return len(row["raw"]) + len(row["body_json"]) + len(row["prompt_json"])
 
 
 def _commit(journal: Journal, entry: ShardEntry, keys: Sequence[bytes]) -> None:

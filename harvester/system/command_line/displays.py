@@ -11,6 +11,8 @@ from typing import TextIO
 
 def in_notebook() -> bool:
     """Whether the process is the kernel of a notebook."""
+    if "IPython" not in sys.modules:
+        return False
     from rich.console import Console
 
     return Console().is_jupyter

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.abc
+import os
 import sys
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
@@ -12,6 +14,7 @@ from types import ModuleType
 UNUSED = (
     "pandas",  # pyarrow, at its first array: 0.4 s and 40 MiB
     "httpx._main",  # httpx, for its own command line: rich, click and pygments, 0.1 s
+    "tornado",  # tenacity, for its own retries on tornado's loop, where it is installed: 10 ms
 )
 
 
@@ -37,3 +40,21 @@ def skip_unused_imports() -> None:
     For processes of our own commands that run nobody else's code: anything else may need pandas.
     """
     sys.meta_path.insert(0, _Unused())
+
+
+def import_without_certificates(name: str) -> None:
+    """Import a module that reads all public certificates for TLS contexts which this process does not use.
+
+    aiohttp makes two such contexts (50 ms); every connection of ours has a context of its own. Those of the
+    module trust nothing then, so call this only in processes of our own commands.
+    """
+    variable = "SSL_CERT_FILE"
+    before = os.environ.get(variable)
+    os.environ[variable] = os.devnull
+    try:
+        importlib.import_module(name)
+    finally:
+        if before is None:
+            del os.environ[variable]
+        else:
+            os.environ[variable] = before

@@ -119,6 +119,8 @@ class LimiterState:
         wall = self._clock.wall()
         saved_at = float(saved.get("at", wall - DAY_S))
         sent = list(attempts)
+        if not saved and not sent:  # nothing was ever sent from this store
+            return
         for key, bucket in limiter.buckets.items():
             level, level_at = float(saved.get("levels", {}).get(key.label, bucket.level)), saved_at
             for sent_at, input_tokens, output_tokens in sent:

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from harvester.cli import console
 from harvester.observe import progress
+from harvester.observe.status_line import status_line
 from tests import commands
 from tests.faults import bench
 from tests.pages import hostile
@@ -93,7 +94,7 @@ def test_hostile_text_is_escaped(text: str):
         "complaints": [text + "!"],
         "canary": {"changes": 1, "said": text},
     }
-    for text_shown in (drawn(status, 400), progress.status_line(status, 10)):
+    for text_shown in (drawn(status, 400), status_line(status, 10)):
         assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", text_shown)
     assert len(drawn(status, 400).splitlines()) == 10
 

@@ -17,8 +17,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harvester.observe import progress, status
+from harvester.observe import status
 from harvester.observe.report import prometheus, report
+from harvester.observe.status_line import status_line
 from harvester.observe.status_schema import StatusFile, validated_status
 from harvester.store.journal.lock import StoreLock
 from tests.harvester import store_rows
@@ -87,7 +88,7 @@ def test_an_odd_status_breaks_no_reader(store: Path, account: report.ReportData,
     assert status.status_lines(current)
     assert isinstance(status.unhealthy_reason(current, 600), str)
     assert prometheus.metrics_text(store)
-    assert progress.status_line(current, 10)
+    assert status_line(current, 10)
     assert report.overview(replace(account, status=current))
     json.dumps(current)
 
