@@ -14,7 +14,7 @@ from harvester.cli.console import JSON, Status, emit, log_as_json, message, prog
 from harvester.config.budget_spans import BudgetSpan
 from harvester.config.transport import Transport
 from harvester.errors import Interrupted, StoppedAtLimit, StoreError, TooManyFailures
-from harvester.system.unused_imports import import_without_certificates
+from harvester.system.command_line.unused_imports import import_without_certificates
 
 if TYPE_CHECKING:
     from harvester.run.endings import Summary

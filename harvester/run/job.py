@@ -38,6 +38,7 @@ from harvester.run.background.canary_store import CanaryStore
 from harvester.run.background.canary_task import CanaryContext, CanaryTask
 from harvester.run.background.heartbeat import ErrorLog, Heartbeat, StatusSources, Watch
 from harvester.run.background.mirror_task import FINAL_INTERRUPTED_S, FINAL_S, MirrorTask
+from harvester.run.background.sealing import Sealing
 from harvester.run.control import server
 from harvester.run.control.settings import RunControl, RuntimeSettings
 from harvester.run.endings import Stop, Summary
@@ -46,7 +47,6 @@ from harvester.run.in_flight import RE_ASKED
 from harvester.run.operator import OperatorCommands, StoredPauses
 from harvester.run.prepare import Prepared, require_still_permitted
 from harvester.run.retry import reopen_rows
-from harvester.run.sealing import Sealing
 from harvester.run.shared_answers import copy_shared
 from harvester.run.signals import Signals, handled
 from harvester.store import paths

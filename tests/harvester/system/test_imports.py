@@ -45,7 +45,7 @@ def test_only_the_importing_thread_pauses_before_each_module(tmp_path, monkeypat
 def test_aiohttp_reads_no_certificates_and_a_client_of_ours_reads_them_all():
     code = (
         "import os\n"
-        "from harvester.system.unused_imports import import_without_certificates\n"
+        "from harvester.system.command_line.unused_imports import import_without_certificates\n"
         "import_without_certificates('aiohttp')\n"
         "import aiohttp.connector, httpx, ssl\n"
         "ours, theirs = httpx.create_ssl_context(trust_env=False), aiohttp.connector._SSL_CONTEXT_VERIFIED\n"

@@ -7,7 +7,7 @@ import pytest
 from harvester.config.config import HarvestConfig
 from harvester.observe.counters import PassLimits
 from harvester.system.clock import SystemClock
-from harvester.teacher.limits import Charge
+from harvester.teacher.limiter.limits import Charge
 from harvester.teacher.policies import START_S, build_policies
 
 RATE = 200
