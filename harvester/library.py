@@ -429,7 +429,7 @@ def _check_names_and_numbers(values: Mapping[str, Any], name_of: Callable[[str],
         is_number = isinstance(value, kind) and not isinstance(value, bool)
         if value is not None and not (is_number and least <= value <= most):
             number = "a whole number" if name in _WHOLE else "a number"
-            remedy = f"name {number} from {least:,} to {most:,}"
+            remedy = f"name {number} from {least:,} to {most:,.0f}"
             raise UsageError(f"{value!r} can't be used", place=name_of(name), remedy=remedy)
 
 

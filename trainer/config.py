@@ -520,10 +520,14 @@ def parse(data: Mapping[str, Any], *, root: Path, place: str) -> TrainConfig:
     return _validated(data, root, lambda _location: place)
 
 
+# The field of `TrainConfig` that no file may set.
+_HIDDEN = frozenset({"root"})
+
+
 def _validated(
     data: Mapping[str, Any], root: Path, place_of: Callable[[Sequence[int | str]], str]
 ) -> TrainConfig:
     if "root" in data:  # the field exists, but a file may not set it
-        remedy = suggest_key(TrainConfig, ("root",))
+        remedy = suggest_key(TrainConfig, ("root",), _HIDDEN)
         raise ConfigError("unknown key 'root'", place=place_of(("root",)), remedy=remedy)
-    return validate(TrainConfig, {**data, "root": root}, place_of=place_of, missing=_LEAST)
+    return validate(TrainConfig, {**data, "root": root}, place_of=place_of, missing=_LEAST, hidden=_HIDDEN)

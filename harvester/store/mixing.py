@@ -10,6 +10,7 @@ from typing import Any
 
 from harvester.store.shards.schema import Sample
 from harvester.store.where import epochs_of_runs, system_of
+from harvester.system.counted import counted
 
 # Columns that `Mixing.add` looks at.
 COLUMNS = ("request_model", "messages", "request_json", "run_id")
@@ -97,7 +98,9 @@ def _note(name: str, counts: Counter[str]) -> str:
         "sampling": "sampling settings",
         "epoch": "epochs",
     }[name]
-    shown = "; ".join(f"{_excerpt(value)} ({count:,} rows)" for value, count in counts.most_common(_SHOWN))
+    shown = "; ".join(
+        f"{_excerpt(value)} ({counted(count, 'row')})" for value, count in counts.most_common(_SHOWN)
+    )
     more = " ..." if len(counts) > _SHOWN else ""
     number = f"more than {_COUNTED}" if _OTHERS in counts else str(len(counts))
     return f"mixes rows of {number} {what}: {shown}{more}; `where` chooses among them"

@@ -21,7 +21,8 @@ from harvester.store import paths
 from harvester.store.journal.journal import Journal
 from harvester.store.shards.schema import Sample
 
-REMEDY = 'where = {model = "teacher-a", system = "Be brief.", tags = ["math"], not = {outcome = "truncated"}}'
+_INSIDE = 'model = "teacher-a", system = "Be brief.", tags = ["math"], not = {outcome = "truncated"}'
+REMEDY = f"where = {{{_INSIDE}}}"
 
 # Stands for a sampling or metadata field that a row does not have.
 NONE = "none"
@@ -106,7 +107,8 @@ class Where:
             try:
                 value = tomllib.loads(f"where = {{ {value} }}")["where"]
             except tomllib.TOMLDecodeError as error:
-                raise ConfigError(f"'where' is no condition: {error}", place=place, remedy=REMEDY) from None
+                remedy = REMEDY if place != "--where" else f"--where '{_INSIDE}'"
+                raise ConfigError(f"'where' is no condition: {error}", place=place, remedy=remedy) from None
         if not isinstance(value, Mapping):
             raise ConfigError("'where' is a table of fields", place=place, remedy=REMEDY)
         wanted = dict(value)

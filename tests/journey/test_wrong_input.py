@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from tests.journey.run_process import harvester
 from tests.open_files import open_files
 from tests.ports import refusing_port
 from tests.raw_client import until
+
+EARLIER_STORE = Path(__file__).parents[1] / "harvester" / "store" / "earlier_store"
 
 CONFIG = """\
 [teacher]
@@ -70,6 +73,16 @@ def test_a_misspelt_key_is_answered_with_the_nearest_one(tmp_path: Path):
     done = harvester("plan", str(path))
     assert done.returncode == 2
     assert "did you mean 'max_tokens'?" in done.stderr
+
+
+def test_the_remedy_of_a_condition_fits_the_command_line(tmp_path: Path):
+    """What it shows can be pasted; `where = {...}`, as in a file, could not."""
+    done = harvester("export", EARLIER_STORE, tmp_path / "out", "--where", "x")
+    assert done.returncode == 2
+    assert "where = {" not in done.stderr
+    (words,) = (line for line in done.stderr.splitlines() if line.startswith("  remedy"))
+    again = harvester("export", EARLIER_STORE, tmp_path / "out", *shlex.split(words.split(maxsplit=1)[1]))
+    assert "is no condition" not in again.stderr
 
 
 def test_a_broken_prompt_line_is_named_before_anything_is_sent(tmp_path: Path, mock_teacher):

@@ -103,3 +103,11 @@ def test_values_are_fixed_once_read(tmp_path):
     config = load(written(tmp_path, LEAST))
     with pytest.raises(ValueError, match="frozen"):
         config.train.lr = 1.0
+
+
+def test_a_key_that_no_file_may_set_is_not_named_as_known(tmp_path: Path) -> None:
+    path = tmp_path / "train.toml"
+    path.write_text('root = "x"\n')
+    with pytest.raises(ConfigError, match="unknown key 'root'") as caught:
+        load(path)
+    assert "root" not in caught.value.remedy
