@@ -31,7 +31,7 @@ from harvester.config.config import HarvestConfig
 from harvester.mock_teacher.__main__ import parser as mock_parser
 from harvester.store.shards.schema import COLUMNS
 from harvester.terms.records import load_registry
-from trainer import cli
+from trainer.cli import main as cli
 from trainer.reference import descriptions
 
 # Exit codes in the order of the page; the meaning of those without an error class.

@@ -11,7 +11,7 @@ import typer.main
 
 from harvester.cli import main
 from harvester.store.shards.schema import COLUMNS
-from trainer import cli
+from trainer.cli import main as cli
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "AGENTS.md")

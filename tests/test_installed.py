@@ -22,7 +22,7 @@ import typer.main
 
 from harvester.cli import main
 from tests.test_release_files import ROOT, base_requirements
-from trainer import cli
+from trainer.cli import main as cli
 
 pytestmark = pytest.mark.slow
 

@@ -168,8 +168,8 @@ def test_what_a_run_imports_before_its_first_request_loads_no_library_of_later_s
         [
             ("harvester.cli.main", "run", True),
             ("harvester.cli.main", "curate", False),
-            ("trainer.cli", "train", True),
-            ("trainer.cli", "evaluate", False),
+            ("trainer.cli.main", "train", True),
+            ("trainer.cli.main", "evaluate", False),
         ],
         first=2,
     ),

@@ -27,8 +27,8 @@ from harvester.errors import HarvesterError
 from harvester.export import curate
 from tests import commands
 from tests.snippets import Block, blocks
-from trainer import cli
 from trainer import config as train_config
+from trainer.cli import main as cli
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

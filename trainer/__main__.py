@@ -9,7 +9,7 @@ def main() -> None:
     """Import the command line, and run it."""
     deliver_again()
     with QuietInterrupt():
-        from trainer.cli import main as run
+        from trainer.cli.main import main as run
     run()
 
 

@@ -26,7 +26,7 @@ from typing import Any
 PRELOADED = [
     "harvester.mock_teacher.__main__",
     "harvester.mock_teacher.neural.worker",
-    "trainer.cli",
+    "trainer.cli.main",
     "trainer.training.train",
     "trainer.evaluation.evaluate",
     "trainer.experiments.curve",
@@ -73,7 +73,7 @@ def trainer(log: Path, *arguments: object) -> None:
     Raises:
         RuntimeError: the exit code is not 0.
     """
-    from trainer.cli import main
+    from trainer.cli.main import main
 
     log.parent.mkdir(parents=True, exist_ok=True)
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from harvester.cli import main
 from harvester.mock_teacher.__main__ import parser
 from tests.tiers import rest_is_slow
-from trainer import cli
+from trainer.cli import main as cli
 
 PROGRAMS = {"harvester": main, "trainer": cli}
 OWN_HELP = {("harvester", "mock-teacher")}

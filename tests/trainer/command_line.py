@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.trainer import tiny
-from trainer import cli
+from trainer.cli import main as cli
 
 RunTrainer = Callable[..., tuple[int, str, str]]
 

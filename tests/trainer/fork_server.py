@@ -32,8 +32,8 @@ from safetensors.torch import save_file
 
 from harvester.system import failpoints
 from tests.peak_memory import status_kib
-from trainer import cli
 from trainer import config as settings
+from trainer.cli import main as cli
 from trainer.data import dataset
 from trainer.data.tokens import builder
 from trainer.errors import HarvesterError

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.trainer import tiny
-from trainer import cli
+from trainer.cli import main as cli
 
 
 def run(monkeypatch, capsys, *words: str) -> tuple[int, str, str]:

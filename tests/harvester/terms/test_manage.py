@@ -126,7 +126,7 @@ FLAG = re.compile(
 )
 
 
-@pytest.mark.parametrize("module", ["harvester.cli.main", "trainer.cli"])
+@pytest.mark.parametrize("module", ["harvester.cli.main", "trainer.cli.main"])
 def test_no_command_has_a_flag_that_overrides(module: str):
     walk = (
         "import importlib, typer, json\n"

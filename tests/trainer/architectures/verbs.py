@@ -17,8 +17,8 @@ import peft
 import torch
 import transformers
 
-from trainer import cli
 from trainer import config as settings
+from trainer.cli import main as cli
 from trainer.model import generate, model
 
 VERBS = ("plan", "doctor", "train", "evaluate", "export")

@@ -90,7 +90,7 @@ def test_16_an_empty_corpus_ends_before_torch_is_loaded(tmp_path, rows):
     path = tiny.train_toml(tmp_path, broken if rows == "filtered" else [], data={"eval_share": 0.0})
     code = (
         "import sys; sys.argv = ['trainer', 'train', sys.argv[1]]\n"
-        "from trainer.cli import main\n"
+        "from trainer.cli.main import main\n"
         "try: main()\nexcept SystemExit as end: print(end.code, 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)

@@ -260,7 +260,7 @@ def test_moments_are_copied_to_the_host_and_gradients_summed_in_pieces(monkeypat
 
 
 def test_the_allocator_may_grow_its_blocks(monkeypatch):
-    from trainer import cli
+    from trainer.cli import main as cli
 
     monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)
     seen = []

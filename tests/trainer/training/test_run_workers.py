@@ -195,7 +195,7 @@ def test_process_1_of_a_container_hears_sigterm(tmp_path, verb):
     """The kernel drops signals that process 1 has no handler for."""
     code = (
         "import os, signal, sys\n"
-        "from trainer import cli\n"
+        "from trainer.cli import main as cli\n"
         "cli.app = lambda **_: os.kill(os.getpid(), signal.SIGTERM) or sys.exit(99)\n"
         "cli.main()\n"
     )
