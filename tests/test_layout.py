@@ -142,11 +142,10 @@ def test_no_class_name_is_defined_twice(package: str):
 
 @pytest.mark.parametrize("program", ["harvester", "trainer"])
 def test_help_loads_nothing_heavy(program: str):
-    entry = {"harvester": "cli.main", "trainer": "cli"}[program]
     heavy = ("httpx", "openai", "pyarrow", "torch", "transformers", "pydantic")
     code = (
         f"import sys; sys.argv=['{program}','--help']\n"
-        f"from {program}.{entry} import main\n"
+        f"from {program}.cli.main import main\n"
         "try: main()\nexcept SystemExit: pass\n"
         f"print([m for m in {heavy!r} if m in sys.modules], file=sys.stderr)"
     )

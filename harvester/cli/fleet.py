@@ -57,11 +57,9 @@ def fleet(
     """
     from harvester.fleet import driver
     from harvester.run import signals
-    from harvester.system.command_line.extras import require
 
     if log_json:
         log_as_json()
-    require("ray", "harvester fleet")
     signals.end_at_once()
     harvest = HarvestOptions(
         max_usd=max_usd,

@@ -29,6 +29,7 @@ from harvester.observe.status import write_status
 from harvester.run import prepare
 from harvester.run.sharding import with_shard
 from harvester.store.journal.lock import StoreLock
+from harvester.system.command_line.extras import require
 from harvester.system.command_line.version import __version__
 from harvester.teacher.policies import build_budget, require_rate_within_patience
 from harvester.teacher.sharing.limit_ledger import LEAST
@@ -100,6 +101,7 @@ def run(config: Path, options: FleetOptions, watch: Watch, note: Note) -> FleetS
         HarvesterError: the cluster can't be used, or another fleet holds the folder.
     """
     loaded, flags = checked(config, options)
+    require("ray", "harvester fleet")  # before a folder is made
     folder = folder_of((config.resolve().parent / loaded.store.path).resolve())
     with StoreLock(folder, started_at=time.time()):
         state = read_state(folder)

@@ -226,13 +226,13 @@ def schedule(
     from trainer.errors import UsageError
     from trainer.files import write_text
 
+    loaded = load(config)
     if slurm == k8s:
         raise UsageError("name exactly one scheduler", remedy="give --slurm or --k8s")
     if name is not None and not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,50}[a-z0-9])?", name):
         raise UsageError(
             f"{name!r} can't be the name of a job", remedy="use lower case letters, digits and dashes"
         )
-    loaded = load(config)
     program = shutil.which("trainer", path=str(Path(sys.executable).parent))
     training = service_units.Training(
         name=name or service_units.name_of(config),
