@@ -12,7 +12,7 @@ from harvester.api import batches, completion
 from harvester.api.types import Outcome
 from harvester.errors import TeacherError
 from harvester.store.maintain.purge import purge_store
-from harvester.store.reader import Corpus
+from harvester.store.where import Where
 from tests.hostile.runs import harvest
 from tests.hostile.server import completion as good_body
 from tests.hostile.server import hostile_teacher, http
@@ -148,13 +148,8 @@ def test_an_answer_of_a_strange_model_names_the_way_out(tmp_path: Path) -> None:
         assert ended.exit_code == 77
         again = harvest(tmp_path, teacher.base_url, ["good", "strange"])
         assert again.exit_code == 77
-        assert "harvester purge" in again.output
-        (strange,) = [
-            sample.prompt_id
-            for sample in Corpus.open(ended.store).samples()
-            if sample.response_model == "gpt-4o"
-        ]
-        assert strange in again.output
-        assert purge_store(ended.store, None, strange) == 1
+        condition = 'response_model = ["gpt-4o"]'
+        assert f"`harvester purge STORE --where '{condition}'`" in again.output
+        assert purge_store(ended.store, None, None, Where.parse(condition, "--where")) == 1
         teacher.replies.clear()
         assert harvest(tmp_path, teacher.base_url, ["good", "strange"]).exit_code == 0

@@ -63,9 +63,8 @@ def open_others(config: HarvestConfig, root: Path, *, mock: bool) -> list[OtherS
             if path.resolve() == (root / config.store.path).resolve():
                 raise ConfigError("is the store of this run itself", place=f"store.read_also: {name}")
             if not path.is_dir() or not sqlite.has_journal(path):
-                what = (
-                    f"no store is in {path}" if path.is_dir() else f"{path} is no folder, and a store is one"
-                )
+                is_file = path.exists() and not path.is_dir()
+                what = f"{path} is no folder, and a store is one" if is_file else f"no store is in {path}"
                 raise ConfigError(
                     what,
                     place="store.read_also",
