@@ -27,13 +27,13 @@ demo: $(STAMP)  ## everything once, offline: mock teacher -> corpus -> student -
 	$(BIN)/python -m harvester demo
 
 test: $(STAMP)  ## the default test suite
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m 'not slow and not long and not torture and not families and not harness and not gguf and not trackers and not qlora'
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m 'not slow and not long and not torture and not families and not harness and not gguf and not trackers and not qlora and not ray'
 
 test-slow: $(STAMP)  ## the tests marked `slow`
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m 'slow and not long'
 
 test-all: $(STAMP)  ## both in one session, as CI does: what the tests share is loaded once
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m 'not long and not torture and not families and not harness and not gguf and not trackers and not qlora'
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m 'not long and not torture and not families and not harness and not gguf and not trackers and not qlora and not ray'
 
 test-long: $(STAMP)  ## the tests marked `long`: a soak, fifty kills, a compiler, 200 simulated servers; minutes each
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m long

@@ -47,10 +47,11 @@ def deliver_again() -> None:
         if unraisable.exc_type is not KeyboardInterrupt:
             report(unraisable)
             return
-        import _thread
         import threading
 
-        again = threading.Timer(_AGAIN_S, _thread.interrupt_main)
+        # A signal to the main thread itself, which a call that waits there notices.
+        main = threading.main_thread().ident or 0
+        again = threading.Timer(_AGAIN_S, signal.pthread_kill, (main, signal.SIGINT))
         again.daemon = True
         again.start()
 

@@ -48,6 +48,7 @@ def detached(config: Path, *flags: object, **environment: str) -> Iterator[dict[
             until(lambda: not is_held(config.parent / "store"))
 
 
+@pytest.mark.slow
 def test_a_detached_run_goes_on_and_attach_ends_as_it_does(mock_teacher: Mock, tmp_path: Path) -> None:
     mock = mock_teacher(accuracy=1.0, slots=1, slot_s=0.1)
     config = write_folder(tmp_path, mock.base_url, 5000)

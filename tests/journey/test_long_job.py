@@ -233,6 +233,7 @@ def test_outside_its_hours_a_run_sends_nothing_and_a_watching_one_waits(
     assert mock.totals()["answers"] == 0
 
 
+@pytest.mark.slow
 def test_a_watching_run_takes_files_that_appear_or_grow_and_forgives_a_half_written_line(
     mock_teacher: Mock, tmp_path: Path
 ) -> None:
@@ -257,6 +258,7 @@ def test_a_watching_run_takes_files_that_appear_or_grow_and_forgives_a_half_writ
     assert mock.totals()["answers"] == 9
 
 
+@pytest.mark.slow
 def test_a_watching_run_may_begin_with_nothing(mock_teacher: Mock, tmp_path: Path) -> None:
     mock = mock_teacher()
     config = write_folder(tmp_path, mock.base_url, 1)

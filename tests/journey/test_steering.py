@@ -29,6 +29,7 @@ LIMITED = "[teacher.limits]\nrequests_per_minute = 1200\nmax_concurrency = 4\n"
 PRICED = "[teacher.price]\ninput = 1.0\noutput = 2.0\n"
 
 
+@pytest.mark.slow
 def test_a_job_is_looked_at_held_retuned_and_stopped(mock_teacher: Mock, tmp_path: Path) -> None:
     mock = mock_teacher(latency_s=0.02)
     config = write_folder(tmp_path, mock.base_url, 2000, teacher=LIMITED + PRICED)

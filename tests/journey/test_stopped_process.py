@@ -17,6 +17,7 @@ from tests.journey.run_process import harvester, running, write_folder
 Mock = Callable[..., RunningMock]
 
 
+@pytest.mark.slow
 def test_every_command_says_how_a_stopped_run_goes_on(mock_teacher: Mock, tmp_path: Path) -> None:
     config = write_folder(tmp_path, mock_teacher(slots=1, slot_s=0.05).base_url, 400)
     with running(config) as run:
@@ -110,7 +111,7 @@ def test_ctrl_c_where_python_can_raise_nothing_is_delivered_again() -> None:
     code = (
         "import signal, time\nfrom harvester.system.quiet_interrupt import deliver_again\ndeliver_again()\n"
         "class Late:\n    def __del__(self):\n        signal.raise_signal(signal.SIGINT)\n"
-        "try:\n    Late()\n    time.sleep(30)\nexcept KeyboardInterrupt:\n    print('again')\n"
+        "try:\n    Late()\n    time.sleep(3600)\nexcept KeyboardInterrupt:\n    print('again')\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False

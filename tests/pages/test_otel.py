@@ -109,6 +109,7 @@ def test_nothing_is_sent_unless_asked(tmp_path: Path, mock_teacher, collector: C
     assert collector.bodies == []
 
 
+@pytest.mark.slow
 def test_a_collector_that_is_away_ends_nothing(tmp_path: Path, mock_teacher):
     path = run_folder(tmp_path, mock_teacher().base_url, 3)
     done = run(path, "--otel", endpoint="http://127.0.0.1:9")

@@ -59,6 +59,7 @@ async def ranks_of(
     return list(await asyncio.gather(*runs))
 
 
+@pytest.mark.slow
 def test_ranks_share_one_budget_and_use_it_up(mock_teacher: Mock, tmp_path: Path) -> None:
     mock = mock_teacher()
     path = write(tmp_path, mock, 200, "[sampling]\nmax_tokens = 64\n[budget]\ntokens = 900\n")

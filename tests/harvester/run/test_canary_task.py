@@ -167,6 +167,7 @@ CHANGES = [
 ]
 
 
+@pytest.mark.slow
 def test_every_kind_of_change_is_recorded_and_shown_once(tmp_path: Path, mock_teacher):
     for number, (rule, text) in enumerate(CHANGES):
         root = tmp_path / str(number)

@@ -309,6 +309,7 @@ def test_answers_cut_by_the_limit_are_counted_apart_and_noted_before(run_trainer
     assert all(row["student_cut"] and row["base_cut"] for row in answers)
 
 
+@pytest.mark.slow
 def test_the_default_limit_follows_the_taught_answers(run_trainer, trained):  # noqa: F811
     assert scored(run_trainer, trained)["cut"]["max_new_tokens"] == evaluate.MIN_NEW_TOKENS
     long = [replace(row, completion="x" * 80) for row in tiny.skill(40, held_out=10)]
@@ -319,6 +320,7 @@ def test_the_default_limit_follows_the_taught_answers(run_trainer, trained):  # 
     assert "need more than" not in err
 
 
+@pytest.mark.slow
 def test_when_memory_runs_out_the_batch_is_halved_and_no_answer_changes(
     run_trainer,  # noqa: F811
     trained,

@@ -112,6 +112,7 @@ def test_a_machine_that_dies_ends_the_other(tmp_path, fork_connection, number):
     assert ("out of reach" if number == 0 else "no sign of life") in ends[1 - number]["err"]
 
 
+@pytest.mark.slow
 def test_a_machine_that_never_comes_is_named(tmp_path, fork_server):
     options = {
         "nodes": 2,

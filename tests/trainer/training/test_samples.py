@@ -33,6 +33,7 @@ def same(first, second) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.slow
 def test_samples_change_no_bit_also_across_a_kill(tmp_path, fork_server):
     plain = settings.load(toml_of(tmp_path / "plain"))
     whole = train(plain)

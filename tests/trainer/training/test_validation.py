@@ -63,6 +63,7 @@ def test_every_is_steps_or_a_share_of_all_steps(every, steps, interval):
     assert EvaluateSection(every=every).interval(steps) == interval
 
 
+@pytest.mark.slow
 def test_the_loss_is_that_of_evaluate_and_the_steps_keep_their_bits(tmp_path):
     plain = made(tmp_path / "plain")
     train(plain)
