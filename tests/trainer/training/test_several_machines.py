@@ -82,6 +82,7 @@ def assert_equal_to_1e5(folder: Path, alone: Path) -> None:
         assert one["loss"] == pytest.approx(other["loss"], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_two_machines_learn_what_one_process_does_and_only_the_first_writes(unbroken, alone):
     assert_equal_to_1e5(unbroken, alone)
     second = unbroken.parent / "b"
@@ -98,7 +99,8 @@ def test_a_base_that_is_split_over_two_machines_learns_the_same(tmp_path, fork_s
     assert_equal_to_1e5(tmp_path / "a", alone)
 
 
-@pytest.mark.parametrize("rank", ["3", pytest.param("0", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", ["3", "0"])
 def test_a_lost_rank_ends_all_by_name_and_a_resume_gives_the_same_bits(tmp_path, fork_server, unbroken, rank):
     """Only one machine has the checkpoint: it sends it to the other one."""
     made = tomls(tmp_path)
