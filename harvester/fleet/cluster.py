@@ -91,16 +91,24 @@ class Cluster:
     """The cluster that this process is connected to."""
 
     def nodes(self) -> list[Node]:
-        """Return the machines that are up and offer CPUs, in a fixed order; all that are up if none does."""
+        """Return the machines that are up and offer CPUs, in a fixed order; all that are up if none does.
+
+        Raises:
+            RankLost: the cluster does not answer.
+        """
         import ray
 
+        try:
+            known = ray.nodes()
+        except ray.exceptions.RayError as error:
+            raise RankLost(f"the cluster does not list its machines ({type(error).__name__})") from None
         up = [
             Node(
                 node["NodeID"],
                 f"{node['NodeManagerHostname']} {node['NodeManagerAddress']}",
                 node["Resources"].get("CPU", 0.0),
             )
-            for node in ray.nodes()
+            for node in known
             if node["Alive"]
         ]
         return sorted([node for node in up if node.cpus > 0] or up, key=lambda node: node.id)

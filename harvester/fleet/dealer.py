@@ -149,8 +149,8 @@ class Dealer:
         rank.run_id = before.run_id
         for purse in self._whole:
             known = before.account.granted.get(purse, 0)
-            if is_same_store:
-                known = before.account.spent.get(purse, 0) if purse[0] == BudgetSpan.RUN.value else 0
+            if is_same_store:  # its ledger may be less old than what was heard, or have come from a mirror
+                known = before.account.spent.get(purse, 0)
             here = spent.get(purse[0], (0, 0))[purse[1]]
             rank.account.spent[purse] = rank.account.granted[purse] = here
             self._elsewhere[purse] += max(0, known - here) if is_same_store else known

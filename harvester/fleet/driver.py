@@ -107,12 +107,19 @@ def run(config: Path, options: FleetOptions, watch: Watch, note: Note) -> FleetS
         state = read_state(folder)
         require_ranks(state, options.ranks, folder)
         known = options.ranks or (None if state is None else state.ranks)
-        with connected(options.address, known or 1) as cluster:
-            state = state or _found(config, cluster, options.ranks)
-            _require_divisible(config, loaded, flags, state.ranks)
-            fleet = _Fleet(config, loaded, flags, options, cluster, state, folder)
-            with Requests.installed() as requests:
-                return fleet.run(requests, watch, note)
+        try:
+            with connected(options.address, known or 1) as cluster:
+                state = state or _found(config, cluster, options.ranks)
+                _require_divisible(config, loaded, flags, state.ranks)
+                fleet = _Fleet(config, loaded, flags, options, cluster, state, folder)
+                with Requests.installed() as requests:
+                    return fleet.run(requests, watch, note)
+        except RankLost as lost:
+            raise HarvesterError(
+                f"a machine of the cluster, or a process there, was lost: {lost}",
+                place="harvester fleet",
+                remedy="`ray status` shows what is up; the same command resumes",
+            ) from None
 
 
 def _found(config: Path, cluster: Cluster, ranks: int | None) -> FleetState:
@@ -231,6 +238,9 @@ class _Fleet:
         self._overview: Mapping[str, Any] = {}
         self._note: Note = lambda _: None
         self._stops_sent = 0
+        # When the second request to end came: ranks that do not answer it are ended.
+        self._aborted_at: float | None = None
+        self._has_noted_status = False
         self._fault: HarvesterError | None = None
         limits = PassLimits(None, flags.usd, flags.tokens, None, loaded.run.grace_s, flags.budget_span)
         whole = build_budget(loaded, limits, {}, time.time()).ceilings
@@ -261,22 +271,34 @@ class _Fleet:
     def run(self, requests: Requests, watch: Watch, note: Note) -> FleetSummary:
         """Run until all ranks have ended."""
         self._note = note
-        saved_at = 0.0
         try:
-            while not all(member.phase == "over" for member in self._members):
-                self._pass_on(requests)
-                self._place_waiting()
-                for number in range(len(self._members)):
-                    self._look(number)
-                self._start_ready()
-                if time.monotonic() - saved_at >= SAVE_S:
-                    self._save(is_over=False)
-                    saved_at = time.monotonic()
-                    watch(self._write_status())
-                requests.wait(LOOK_S)
+            self._watch_ranks(requests, watch)
         except RankLost as lost:  # the coordinator: ranks that hear nothing send nothing
-            self._stop_all(lost)
+            self._end_for(
+                HarvesterError(
+                    f"the coordinator was lost: {lost}",
+                    place="harvester fleet",
+                    remedy="the same command resumes: what was stored is kept",
+                )
+            )
+        except HarvesterError as error:  # such as a full disk here: the ranks keep what is in flight
+            self._end_for(error)
         return self._finish(requests, watch)
+
+    def _watch_ranks(self, requests: Requests, watch: Watch) -> None:
+        saved_at = 0.0
+        while not all(member.phase == "over" for member in self._members):
+            self._pass_on(requests)
+            self._end_frozen()
+            self._place_waiting()
+            for number in range(len(self._members)):
+                self._look(number)
+            self._start_ready()
+            if time.monotonic() - saved_at >= SAVE_S:
+                self._save(is_over=False)
+                saved_at = time.monotonic()
+                watch(self._write_status())
+            requests.wait(LOOK_S)
 
     # Placing
 
@@ -319,6 +341,8 @@ class _Fleet:
     def _look(self, number: int) -> None:
         """See what has come of the call to a rank, and make the next one."""
         member = self._members[number]
+        if member.phase == "over":
+            return
         if member.call is None:
             if member.phase == "running" and time.monotonic() - member.polled_at >= POLL_S:
                 assert member.actor is not None
@@ -395,12 +419,12 @@ class _Fleet:
     def _over(self, number: int, outcome: Mapping[str, Any]) -> None:
         """A rank has ended; all others end too, if what ended it concerns them."""
         member = self._members[number]
-        member.phase, member.outcome = "over", outcome
+        member.phase, member.outcome, member.call = "over", outcome, None
         if "error" in outcome:
             error = outcome["error"]
             member.view.state, member.view.note = error["code"], error["message"]
             if error["exit_code"] in _OF_ALL:
-                self._stop_all(None)
+                self._stop_all()
         if member.actor is not None:
             member.actor.kill()
             member.actor = None
@@ -438,6 +462,8 @@ class _Fleet:
 
     def _send_stops(self, count: int) -> None:
         times, self._stops_sent = count - self._stops_sent, count
+        if count > 1 and self._aborted_at is None:
+            self._aborted_at = time.monotonic()
         for number, member in enumerate(self._members):
             if member.phase in {"preparing", "ready"}:
                 self._over(number, _NOTHING_SENT)
@@ -445,15 +471,28 @@ class _Fleet:
                 for _ in range(times):
                     member.actor.ask_rank("stop")
 
-    def _stop_all(self, lost: RankLost | None) -> None:
+    def _end_frozen(self) -> None:
+        """End ranks that answer nothing long after they were told to end at once."""
+        if self._aborted_at is None or time.monotonic() - self._aborted_at < processes.CALL_S:
+            return
+        for number, member in enumerate(self._members):
+            if member.phase == "running":
+                self._coordinator.get("end", number, True)
+                error = HarvesterError(
+                    f"it did not end within {processes.CALL_S:g} s of the second request, and was killed",
+                    place=f"rank {number + 1}",
+                    remedy="the same command resumes: what was stored is kept",
+                )
+                self._over(number, {"error": _facts_of(error), "exit_code": error.exit_code})
+
+    def _stop_all(self) -> None:
         if not self._is_ending:
             self._send_stops(1)
-        if lost is not None:
-            self._fault = HarvesterError(
-                f"the coordinator was lost: {lost}",
-                place="harvester fleet",
-                remedy="the same command resumes: what was stored is kept",
-            )
+
+    def _end_for(self, fault: HarvesterError) -> None:
+        """Drain all ranks; the fleet ends with this error."""
+        self._fault = fault
+        self._stop_all()
 
     def _finish(self, requests: Requests, watch: Watch) -> FleetSummary:
         """Wait for ranks that still drain without a coordinator, and write the last status."""
@@ -468,9 +507,12 @@ class _Fleet:
         outcomes = {n: member.outcome or {} for n, member in enumerate(self._members)}
         signal_number = requests.number if requests.count else 0
         code = exit_code_of([outcome.get("exit_code", 1) for outcome in outcomes.values()], signal_number)
-        self._save(is_over=True)
+        try:
+            self._save(is_over=True)
+        except RankLost as lost:  # with the last rank: what the next fleet knows of the budget is older
+            self._note(f"the coordinator was lost at the end: {lost}")
         status = {**self._write_status(_ending(outcomes, code)), "exit_code": code}
-        write_status(self._folder, status)
+        self._keep(status)
         watch(status)
         return FleetSummary(
             code,
@@ -495,8 +537,17 @@ class _Fleet:
         state = ending or overall_state(views, is_draining=self._is_ending)
         facts = {**self._facts, "updated_at": time.time(), "tool_version": __version__}
         status = fleet_status(views, state, self._budgets, facts)
-        write_status(self._folder, status)
+        self._keep(status)
         return status
+
+    def _keep(self, status: Mapping[str, Any]) -> None:
+        """Write status.json; a status that can't be written ends nothing."""
+        try:
+            write_status(self._folder, status)
+        except OSError as error:
+            if not self._has_noted_status:
+                self._note(f"can't write the status of the fleet: {error}")
+            self._has_noted_status = True
 
 
 def _poll_to_end(member: _Member) -> None:

@@ -6,7 +6,6 @@ configuration, the prompts, the terms and the credential where it runs: none of 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import platform
@@ -104,15 +103,17 @@ class Rank:
         A store that can't be reached here is fetched from its mirror, if it has one.
 
         Raises:
-            StoreError: it is another one, and `pay_again` was not asked for.
+            StoreError: it is another one, and `pay_again` was not asked for; or the mirror can't be read.
         """
         if not expected_run or expected_run in _runs_of(ready.store):
             return True
         mirror = ready.config.store.mirror
         if mirror and not ready.store.exists():
             from harvester.publish.fetch import fetch
+            from harvester.system.objects.location import Location
+            from harvester.system.objects.transfer import read_publication
 
-            with contextlib.suppress(StoreError):  # nothing was mirrored yet
+            if read_publication(Location.open(mirror), absent_is_none=True) is not None:
                 fetch(mirror, ready.store)
                 return False
         if not self._spec["pay_again"]:

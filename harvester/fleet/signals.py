@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import queue
 import signal
-import threading
 from collections.abc import Iterator
 from types import FrameType
 
@@ -22,7 +22,8 @@ class Requests:
     def __init__(self) -> None:
         self.number = 0
         self.count = 0
-        self._came = threading.Event()
+        # Its `put` may interrupt any other call of it, which that of an Event may not.
+        self._came: queue.SimpleQueue[None] = queue.SimpleQueue()
 
     @classmethod
     @contextlib.contextmanager
@@ -40,9 +41,9 @@ class Requests:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.number = self.number or number
         self.count += 1
-        self._came.set()
+        self._came.put(None)
 
     def wait(self, seconds: float) -> None:
         """Wait so long, or until the next signal."""
-        self._came.wait(seconds)
-        self._came.clear()
+        with contextlib.suppress(queue.Empty):
+            self._came.get(timeout=seconds)

@@ -20,7 +20,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from harvester.config.budget_spans import BudgetSpan
-from harvester.errors import HarvesterError
 from harvester.teacher.budget import Budget
 from harvester.teacher.endpoints import Endpoints
 from harvester.teacher.sharing.limit_ledger import LedgerRow
@@ -34,6 +33,9 @@ EXCHANGE_EVERY_S = 0.5
 # A pass without an answer for this long sends nothing. The coordinator waits longer before it gives the part
 # to others (`EXPIRY_S` of `fleet.dealer`).
 FENCE_S = 6.0
+# How often the last report is sent until it is heard. Without it, money that was spent may be dealt out
+# again.
+LEAVE_TRIES = 3
 # What holds the pass, in its pauses.
 _SOURCE = "fleet"
 
@@ -113,7 +115,7 @@ class _Allotment:
         began = time.monotonic()
         try:
             answer = await asyncio.to_thread(self._dealing.exchange, self._report(is_draining=is_draining))
-        except HarvesterError as error:
+        except Exception as error:  # noqa: BLE001 - whatever it was, there was no word: the fence must hold
             if time.monotonic() - self._heard_at > FENCE_S:
                 self._hold(f"no word from the fleet's coordinator: {error}")
             return
@@ -125,8 +127,10 @@ class _Allotment:
     async def leave(self) -> None:
         """Report for the last time: all but what was spent is free for others."""
         report = {**self._report(is_draining=True), "left": True}
-        with contextlib.suppress(HarvesterError):
-            await asyncio.to_thread(self._dealing.exchange, report)
+        for _ in range(LEAVE_TRIES):
+            with contextlib.suppress(Exception):  # whatever it was, there was no word
+                await asyncio.to_thread(self._dealing.exchange, report)
+                return
 
     def _hold(self, reason: str) -> None:
         self._is_held = True

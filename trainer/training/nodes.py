@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from typing import Any
 
 from trainer.errors import ProcessLost
@@ -84,9 +85,13 @@ class Nodes:
         store, node = self._meeting.store, self.node
         try:
             store.set(f"trainer/processes/{node}", str(processes))
+            # All have met: one that says nothing now is lost, and signals wait as long as this does.
+            patience = timedelta(seconds=2 * LOST_AFTER_S)
+            store.wait([f"trainer/processes/{number}" for number in range(self.count)], patience)
             counts = [int(store.get(f"trainer/processes/{number}")) for number in range(self.count)]
             if node == 0:
                 store.set("trainer/master", json.dumps([self._meeting.address, _free_port()]))
+            store.wait(["trainer/master"], patience)
             address, port = json.loads(store.get("trainer/master"))
         except (RuntimeError, ValueError) as error:
             raise ProcessLost(

@@ -26,6 +26,16 @@ def plain(q, k, v, starts, _starts, _longest, _also, *, scale=None, window_size=
     return torch.cat(outs)
 
 
+def wrong_where(is_wrong):
+    """A kernel that is wrong for some longest documents and windows."""
+
+    def kernel(q, k, v, starts, also, longest, *more, window_size, **named):
+        out = plain(q, k, v, starts, also, longest, *more, window_size=window_size, **named)
+        return 1.1 * out if is_wrong(longest, window_size[0]) else out
+
+    return kernel
+
+
 def broken(*_: object, **__: object) -> torch.Tensor:
     raise RuntimeError("no kernel image is available")
 
@@ -63,9 +73,9 @@ def hopper(monkeypatch):
         ),
     )
     monkeypatch.setattr(varlen_attention, "_kernel", lambda: kernel)
-    hopper_attention.activate.cache_clear()
+    hopper_attention.deactivate()
     yield state
-    hopper_attention.activate.cache_clear()
+    hopper_attention.deactivate()
 
 
 def test_torch_has_the_functions_that_put_it_in_place():
@@ -79,7 +89,7 @@ def test_torch_has_the_functions_that_put_it_in_place():
 def test_it_is_taken_on_a_hopper_gpu_after_it_was_compared(hopper):
     name = self_test.packed_attention(CUDA, LlamaConfig(head_dim=64))
     assert (name, hopper.active) == (varlen_attention.ATTENTION_NAME, "FA3")
-    assert hopper.calls == 2, "both kernels were run"
+    assert hopper.calls == 8, "both kernels were run, with and without windows and grouped heads"
     with model.arithmetic(TrainSection(deterministic=True), CUDA):
         assert hopper.active == "FA2", "a deterministic training takes torch's"
 
@@ -93,14 +103,36 @@ def test_it_is_taken_on_a_hopper_gpu_after_it_was_compared(hopper):
         ({"third": broken}, True),
         ({"third": lambda q, k, v, *more, **named: plain(q, k, 1.1 * v, *more, **named)}, True),
         ({"third": lambda q, k, v, *more, **named: plain(q.detach() + 0 * q, k, v, *more, **named)}, True),
+        ({"third": wrong_where(lambda longest, window: longest > 128)}, True),
+        ({"third": wrong_where(lambda longest, window: window >= 0)}, True),
     ],
-    ids=["not installed", "Ampere", "Blackwell", "fails", "other values", "other gradients"],
+    ids=[
+        "not installed",
+        "Ampere",
+        "Blackwell",
+        "fails",
+        "other values",
+        "other gradients",
+        "long documents",
+        "windows",
+    ],
 )
 def test_torchs_kernel_stays_elsewhere(hopper, change, runs):
     vars(hopper).update(change)
     self_test.packed_attention(CUDA, LlamaConfig(head_dim=64))
     assert hopper.active == "FA2"
     assert (hopper.calls > 0) is runs
+
+
+def test_what_failed_for_one_head_size_is_used_for_none(hopper):
+    self_test.packed_attention(CUDA, LlamaConfig(head_dim=64))
+    assert hopper.active == "FA3"
+    hopper.third = broken
+    self_test.packed_attention(CUDA, LlamaConfig(head_dim=128))
+    assert hopper.active == "FA2"
+    calls, hopper.third = hopper.calls, plain
+    self_test.packed_attention(CUDA, LlamaConfig(head_dim=32))
+    assert (hopper.active, hopper.calls) == ("FA2", calls)
 
 
 def test_it_is_never_taken_for_a_deterministic_training(hopper, monkeypatch):

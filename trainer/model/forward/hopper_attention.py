@@ -8,6 +8,8 @@ device first, values and gradients, and put aside if it fails or differs.
 from __future__ import annotations
 
 import importlib.util
+import inspect
+import itertools
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -18,7 +20,16 @@ PACKAGE, NAME = "flash_attn_interface", "FA3"
 HOPPER = 9
 # Largest difference between two kernels that round to bf16, as a share of the norm.
 _TOLERANCE = 2**-6
-_DOCUMENTS = (70, 33, 5, 1)
+# Documents longer and shorter than the rows that a kernel computes together.
+_DOCUMENTS = (700, 300, 129, 5, 1)
+# Heads of queries, and of keys and values: each for itself, and grouped.
+_HEADS = ((4, 4), (8, 2))
+# Tokens that a token sees before itself; -1 for all.
+_WINDOWS = (-1, 100)
+
+
+# What differed, or failed, in this process.
+_refused: set[str] = set()
 
 
 @lru_cache(maxsize=8)
@@ -40,7 +51,11 @@ def activate(device: torch.device, kernel: Callable[..., Any], head_size: int) -
         return False
     if NAME not in getattr(attention, "list_flash_attention_impls", tuple)():
         return False
+    if _refused:  # one process has one kernel: what failed for one head size is used for none
+        return False
     try:
+        if is_active():  # for another head size; it is not to be compared with itself
+            attention.restore_flash_attention_impl()
         wanted = _values(kernel, device, head_size)
         attention.activate_flash_attention_impl(NAME)
         found = _values(kernel, device, head_size)
@@ -51,6 +66,7 @@ def activate(device: torch.device, kernel: Callable[..., Any], head_size: int) -
     except Exception:  # noqa: BLE001 - a package for another torch, driver or device raises its own kinds
         is_alike = False
     if not is_alike:
+        _refused.add(NAME)
         attention.restore_flash_attention_impl()
     return is_alike
 
@@ -62,6 +78,7 @@ def deactivate() -> None:
 
         attention.restore_flash_attention_impl()
     activate.cache_clear()
+    _refused.clear()
 
 
 def is_active() -> bool:
@@ -75,12 +92,22 @@ def _values(kernel: Callable[..., Any], device: torch.device, head_size: int) ->
     """Return what causal attention over packed documents gives, and the gradients of its inputs, in fp32."""
     draw = torch.Generator().manual_seed(0)
     tokens = sum(_DOCUMENTS)
-    q, k, v, given = (
-        torch.randn(tokens, 4, head_size, generator=draw).to(device, torch.bfloat16) for _ in range(4)
-    )
-    inputs = [tensor.requires_grad_() for tensor in (q, k, v)]
     starts = torch.tensor([0, *_DOCUMENTS], dtype=torch.int32).cumsum(0, dtype=torch.int32).to(device)
-    with torch.enable_grad():
-        out = kernel(*inputs, starts, starts, max(_DOCUMENTS), max(_DOCUMENTS), window_size=(-1, 0))
-        gradients = torch.autograd.grad(out, inputs, given)
-    return [tensor.detach().float() for tensor in (out, *gradients)]
+    values: list[torch.Tensor] = []
+    for (queries, keys), window in itertools.product(_HEADS, _WINDOWS):
+        q, k, v, given = (
+            torch.randn(tokens, heads, head_size, generator=draw).to(device, torch.bfloat16)
+            for heads in (queries, keys, keys, queries)
+        )
+        inputs = [tensor.requires_grad_() for tensor in (q, k, v)]
+        options: dict[str, Any] = {"window_size": (window, 0)}
+        given_heads = inputs
+        if queries != keys and "enable_gqa" in inspect.signature(kernel).parameters:
+            options["enable_gqa"] = True
+        elif queries != keys:
+            given_heads = [inputs[0], *(x.repeat_interleave(queries // keys, dim=1) for x in inputs[1:])]
+        with torch.enable_grad():
+            out = kernel(*given_heads, starts, starts, max(_DOCUMENTS), max(_DOCUMENTS), **options)
+            gradients = torch.autograd.grad(out, inputs, given)
+        values += [tensor.detach().float() for tensor in (out, *gradients)]
+    return values
