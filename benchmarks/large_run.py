@@ -1,6 +1,6 @@
 """Measure the parts that a run over many prompts is made of, and add them up for 100 million prompts.
 
-    python benchmarks/large_run.py [--rows 10000] [--prompts 200000] [--million 100]
+    python benchmarks/large_run.py [--rows 5000] [--prompts 200000] [--million 100]
 
 A real harvest of `--rows` answers gives bytes in the journal and in shards, and CPU seconds, per answer. The
 answers are pieces of 750 characters of this project's texts, so that shards compress them as they do other
@@ -30,6 +30,7 @@ from typing import Any
 
 from load_side import MODELS
 from one_pass import questions
+from store_scale import most_memory_mib
 
 TOML = """\
 [teacher]
@@ -88,11 +89,6 @@ def write(folder: Path, prompts: int, base_url: str, shard_mib: int) -> Path:
     return path
 
 
-def peak_mib() -> float:
-    """Highest resident set of this process."""
-    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
-
-
 def size(*paths: Path) -> int:
     """Bytes on disk of files that exist."""
     total = 0
@@ -128,7 +124,7 @@ def stored(base_url: str, rows: int) -> dict[str, float]:
             "journal_sealed": (size(store / "journal.db") - free) / rows,
             "shard": shards / rows,
             "cpu_s": cpu / rows,
-            "memory_mib": peak_mib(),
+            "memory_mib": most_memory_mib(),
         }
 
 
@@ -152,7 +148,7 @@ def checked(prompts: int, shard: str | None) -> tuple[float, float]:
         path = write(Path(name), prompts, "http://127.0.0.1:1/v1", 64)
         begun = time.process_time()
         prepare(path, Overrides(shard=shard, is_dealt=shard is not None))
-        return peak_mib(), time.process_time() - begun
+        return most_memory_mib(), time.process_time() - begun
 
 
 def dealt(ranks: int) -> dict[str, float]:
@@ -207,7 +203,6 @@ def _report(url: str, rank: int, now: float, held: Any) -> str:
     return json.dumps(
         {
             "left": False,
-            "draining": False,
             "rows": {url: row},
             "windows": {url: window},
             "budgets": spans,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from harvester.cli.console import JSON, emit, log_as_json, message, progress_display
+from harvester.cli.run_options import BUDGET_PER, CONFIG, EPOCH, GRACE, LOG_JSON, MAX_RUNTIME
 from harvester.config.budget_spans import BudgetSpan
 from harvester.errors import HarvesterError, StoreError
 from harvester.library import HarvestOptions
@@ -25,7 +26,7 @@ def register(app: typer.Typer) -> None:
 
 
 def fleet(
-    config: Path = typer.Argument(..., metavar="CONFIG", help="Path of a harvest.toml.", show_default=False),
+    config: Path = CONFIG,
     address: str | None = typer.Option(
         None, help="Address of a Ray cluster, or auto; default: one is started on this machine."
     ),
@@ -34,13 +35,10 @@ def fleet(
     ),
     max_usd: float | None = typer.Option(None, help="Most that all ranks together may cost."),
     max_tokens: int | None = typer.Option(None, help="Most tokens all ranks together may use."),
-    budget_per: BudgetSpan = typer.Option(
-        BudgetSpan.RUN,
-        help="What --max-usd, --max-tokens and the ceilings of one run in [budget] hold for instead.",
-    ),
-    max_runtime: str | None = typer.Option(None, help="Stop after this time: 90s, 30m, 2h."),
-    grace: float | None = typer.Option(None, help="Seconds to wait for answers in flight after a signal."),
-    epoch: int | None = typer.Option(None, help="A new number asks every prompt once more, on purpose."),
+    budget_per: BudgetSpan = BUDGET_PER,
+    max_runtime: str | None = MAX_RUNTIME,
+    grace: float | None = GRACE,
+    epoch: int | None = EPOCH,
     retry_dead: bool = typer.Option(False, "--retry-dead", help="Ask again for failed rows."),
     pay_again: bool = typer.Option(
         False, "--pay-again", help="Begin a new store for a rank whose own can't be reached."
@@ -48,7 +46,7 @@ def fleet(
     merge: bool = typer.Option(
         False, "--merge", help="Merge the stores of all ranks into [store] path when all rows are done."
     ),
-    log_json: bool = typer.Option(False, "--log-json", help="Print JSON records on stderr, one a line."),
+    log_json: bool = LOG_JSON,
     as_json: bool = JSON,
 ) -> None:
     """Harvest on several machines by Ray: one rank each, with one set of limits and one budget.
@@ -74,12 +72,12 @@ def fleet(
     with progress_display(0, "fleet") as show:
         summary = driver.run(config, options, show, message)
     lines = _lines(summary, config)
-    merged = _merge(summary, config) if merge and summary.exit_code == 0 else None
+    merged = _merge(summary) if merge and summary.exit_code == 0 else None
     if merged is not None:
         lines.append(merged[1])
     elif summary.exit_code in (0, 3):
         stores = " ".join(map(shlex.quote, summary.stores))
-        lines.append(f"merge with: harvester merge {stores} {shlex.quote(str(_whole(config)))}")
+        lines.append(f"merge with: harvester merge {stores} {shlex.quote(summary.whole)}")
     try:
         emit({**_data(summary), **({} if merged is None else merged[0])}, lines, as_json=as_json)
     except StoreError as error:
@@ -87,13 +85,7 @@ def fleet(
     raise typer.Exit(summary.exit_code)
 
 
-def _whole(config: Path) -> Path:
-    from harvester.config.config import load
-
-    return (config.resolve().parent / load(config).store.path).resolve()
-
-
-def _merge(summary: FleetSummary, config: Path) -> tuple[dict[str, Any], str]:
+def _merge(summary: FleetSummary) -> tuple[dict[str, Any], str]:
     """Merge the stores that lie here; return what to print."""
     from harvester.store.maintain.merge import merge
 
@@ -103,7 +95,7 @@ def _merge(summary: FleetSummary, config: Path) -> tuple[dict[str, Any], str]:
             f"not merged: {', '.join(absent)} do not lie on this machine; copy or `harvester publish` them, "
             "then use `harvester merge`"
         )
-    out = _whole(config)
+    out = Path(summary.whole)
     try:
         merged = merge([Path(store) for store in summary.stores], out)
     except HarvesterError as error:
@@ -147,8 +139,8 @@ def _lines(summary: FleetSummary, config: Path) -> list[str]:
             f"{view['rows_done']:,} of {view['rows_total']:,} rows, {where}"
         )
         if error := outcome.get("error"):
-            place = f"{error['place']}: " if error["place"] else ""
-            lines.append(f"  {place}{error['message']} ({error['remedy']})")
+            shown = HarvesterError(error["message"], place=error["place"], remedy=error["remedy"])
+            lines.append(f"  {shown}")
         elif outcome.get("detail"):
             lines.append(f"  why: {outcome['detail']}")
     lines.append(f"status lies in {summary.folder}/status.json")

@@ -11,6 +11,7 @@ import typer
 
 from harvester import library
 from harvester.cli.console import JSON, Status, emit, log_as_json, message, progress_display
+from harvester.cli.run_options import BUDGET_PER, CONFIG, EPOCH, GRACE, LOG_JSON, MAX_RUNTIME
 from harvester.config.budget_spans import BudgetSpan
 from harvester.config.transport import Transport
 from harvester.errors import Interrupted, StoppedAtLimit, StoreError, TooManyFailures
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from harvester.run.endings import Summary
     from harvester.run.prepare import Prepared
 
-CONFIG = typer.Argument(..., metavar="CONFIG", help="Path of a harvest.toml.", show_default=False)
 SHARD = typer.Option(
     None,
     metavar="I/N",
@@ -66,13 +66,10 @@ def run(
     limit: int | None = typer.Option(None, help="Stop after this many new answers."),
     max_usd: float | None = typer.Option(None, help="Most that this run may cost."),
     max_tokens: int | None = typer.Option(None, help="Most tokens this run may use."),
-    budget_per: BudgetSpan = typer.Option(
-        BudgetSpan.RUN,
-        help="What --max-usd, --max-tokens and the ceilings of one run in [budget] hold for instead.",
-    ),
-    max_runtime: str | None = typer.Option(None, help="Stop after this time: 90s, 30m, 2h."),
-    grace: float | None = typer.Option(None, help="Seconds to wait for answers in flight after a signal."),
-    epoch: int | None = typer.Option(None, help="A new number asks every prompt once more, on purpose."),
+    budget_per: BudgetSpan = BUDGET_PER,
+    max_runtime: str | None = MAX_RUNTIME,
+    grace: float | None = GRACE,
+    epoch: int | None = EPOCH,
     retry: str | None = typer.Option(
         None, help="Ask again for stored answers with these outcomes: empty,invalid,filtered,refused,unknown."
     ),
@@ -90,7 +87,7 @@ def run(
     detach: bool = typer.Option(
         False, "--detach", help="Go on in the background, with a log beside the store; `attach` shows it."
     ),
-    log_json: bool = typer.Option(False, "--log-json", help="Print JSON records on stderr, one a line."),
+    log_json: bool = LOG_JSON,
     as_json: bool = JSON,
 ) -> None:
     """Harvest until all rows are done or a limit is reached.

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from harvester.cli.console import JSON, emit, message
-from harvester.cli.harvest import CONFIG, run_prepared
+from harvester.cli.harvest import run_prepared
+from harvester.cli.run_options import CONFIG
 
 if TYPE_CHECKING:
     from harvester.config.config import HarvestConfig

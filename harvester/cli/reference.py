@@ -10,6 +10,7 @@ import typer
 
 from harvester.cli.commands import HarvesterApp
 from harvester.cli.console import JSON, emit
+from harvester.cli.run_options import CONFIG
 from harvester.config.shard import MOST_SHARDS
 from harvester.errors import UsageError
 
@@ -52,7 +53,7 @@ def schema(as_json: bool = JSON) -> None:
 
 
 def schedule(
-    config: Path = typer.Argument(..., metavar="CONFIG", help="Path of a harvest.toml.", show_default=False),
+    config: Path = CONFIG,
     systemd: bool = typer.Option(False, "--systemd", help="Print a service and its timer."),
     cron: bool = typer.Option(False, "--cron", help="Print lines for a crontab."),
     k8s: bool = typer.Option(False, "--k8s", help="Print a CronJob, or a Job without [schedule] hours."),

@@ -12,6 +12,7 @@ import typer
 
 from harvester.cli.commands import HarvesterApp
 from harvester.cli.console import JSON, emit
+from harvester.cli.run_options import CONFIG
 
 BESIDE = typer.Option(
     Path(),
@@ -69,7 +70,7 @@ def show(record_id: str = RECORD, beside: Path = BESIDE, as_json: bool = JSON) -
 
 
 def check(
-    config: Path = typer.Argument(..., metavar="CONFIG", help="Path of a harvest.toml.", show_default=False),
+    config: Path = CONFIG,
     as_json: bool = JSON,
 ) -> None:
     """Check whether the terms permit a harvest; exit 77 if they do not."""

@@ -42,6 +42,16 @@ class Shard:
         """Return the folder of its store, beside that of the whole harvest."""
         return f"{path.rstrip('/')}-{self.number}-of-{self.of}"
 
+    @classmethod
+    def of_store(cls, name: str, whole: str) -> Shard | None:
+        """Return the shard whose store has this name beside that of the whole harvest; None if it is none."""
+        number, _, of = name.removeprefix(f"{whole}-").partition("-of-")
+        try:
+            shard = cls.parse(f"{number}/{of}")
+        except ValueError:
+            return None
+        return shard if shard.store(whole) == name else None
+
     def count(self, whole: int) -> int:
         """Return its part of a count: 0 for some shards if it is below `of`. All parts add up to it."""
         return whole // self.of + (self.rank < whole % self.of)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from harvester.errors import ConfigError, HarvesterError
-from harvester.system.command_line.extras import require
 
 # Seconds within which a call of an actor returns that only looks at its memory.
 CALL_S = 30.0
@@ -47,10 +46,8 @@ def connected(address: str | None, local_cpus: int) -> Iterator[Cluster]:
         local_cpus: how many ranks one that is started can hold.
 
     Raises:
-        MissingPackage: the extra `ray` is not installed.
         ConfigError: the cluster can't be reached.
     """
-    require("ray", "harvester fleet")
     # Ray reports the use of clusters that it starts to its makers unless it is told not to.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray

@@ -149,7 +149,7 @@ class Dealer:
         rank.run_id = before.run_id
         for purse in self._whole:
             known = before.account.granted.get(purse, 0)
-            if is_same_store:  # its ledger may be less old than what was heard, or have come from a mirror
+            if is_same_store:  # one that was fetched from a mirror holds no spending of before
                 known = before.account.spent.get(purse, 0)
             here = spent.get(purse[0], (0, 0))[purse[1]]
             rank.account.spent[purse] = rank.account.granted[purse] = here
@@ -203,9 +203,10 @@ class Dealer:
             self.end(number, is_lost=False)
             return {"shares": {}, "windows": {}, "budgets": {}, "is_final": True}
         budgets, is_final = self._budget_of(number)
+        present, coming = self._present(now)
         return {
-            "shares": {url: self._share_of(number, url, now) for url in rank.rows},
-            "windows": {url: self._window_of(number, url, now) for url in report["windows"]},
+            "shares": {url: self._share_of(number, url, present, coming) for url in rank.rows},
+            "windows": {url: self._window_of(number, url, present, coming) for url in report["windows"]},
             "budgets": budgets,
             "is_final": is_final,
         }
@@ -242,9 +243,10 @@ class Dealer:
         coming = [n for n, rank in self._ranks.items() if rank.heard_at == -math.inf and not rank.is_over]
         return present, len(coming) if now - self._began < START_S else 0
 
-    def _share_of(self, number: int, url: str, now: float) -> tuple[float, list[dict[str, Any]]]:
+    def _share_of(
+        self, number: int, url: str, present: Collection[int], coming: int
+    ) -> tuple[float, list[dict[str, Any]]]:
         """Return a rank's share of the rate limits of an address, and who has learned most recently."""
-        present, coming = self._present(now)
         rows = {n: self._ranks[n].rows[url] for n in present if url in self._ranks[n].rows}
         row = rows[number]
         least = LEAST / (len(rows) + coming)
@@ -268,9 +270,8 @@ class Dealer:
         row, offset = rows[newest], self._ranks[number].offset or 0.0
         return [encoded_row(replace(row, at=row.at - offset, learned_at=row.learned_at - offset))]
 
-    def _window_of(self, number: int, url: str, now: float) -> int:
+    def _window_of(self, number: int, url: str, present: Collection[int], coming: int) -> int:
         """Return how many requests a rank may have in flight at an address."""
-        present, coming = self._present(now)
         wants = {n: Want(1, self._ranks[n].wanted.get(url, 0.0)) for n in present}
         wants |= {-1 - n: Want(1) for n in range(coming)}
         whole, held = self._windows[url], {n: self._ranks[n].windows.get(url, 0) for n in present}
@@ -292,20 +293,6 @@ class Dealer:
             account.granted[purse] = max(account.granted[purse], granted)
             budgets.setdefault(purse[0], [None, None])[purse[1]] = granted
         return budgets, number in targets.final
-
-    def held(self, now: float) -> dict[str, Any]:
-        """Return what is dealt out: shares and places by base URL, and money by purse."""
-        present, _ = self._present(now)
-        ranks = [self._ranks[n] for n in present]
-        return {
-            "shares": {url: sum(r.rows[url].share for r in ranks if url in r.rows) for url in self._windows},
-            "windows": {url: sum(r.windows.get(url, 0) for r in ranks) for url in self._windows},
-            "budgets": {
-                purse: self._elsewhere[purse]
-                + sum(rank.account.granted.get(purse, 0) for rank in self._ranks.values())
-                for purse in self._whole
-            },
-        }
 
     def budgets(self) -> dict[str, dict[str, float | None]]:
         """Return the ceilings of the whole harvest and what was spent, as `budgets` of a status."""

@@ -23,7 +23,7 @@ from harvester.fleet import cluster as processes
 from harvester.fleet.cluster import Actor, Cluster, Node, RankLost, connected, is_ready, result
 from harvester.fleet.folder import FleetState, folder_of, read_state, require_ranks, write_state
 from harvester.fleet.signals import Requests
-from harvester.fleet.status import RankView, exit_code_of, fleet_status, overall_state
+from harvester.fleet.status import RankView, error_facts, exit_code_of, fleet_status, overall_state
 from harvester.observe.counters import PassLimits
 from harvester.observe.status import write_status
 from harvester.run import prepare
@@ -47,7 +47,7 @@ MOST_LOSSES = 3
 # Exit codes of errors that all ranks would meet: configuration, teacher, terms.
 _OF_ALL = frozenset({2, 4, 77})
 # Outcome of a rank that was not begun before the fleet was to end.
-_NOTHING_SENT: Mapping[str, Any] = {"exit_code": 0, "ending": "interrupted", "lines": []}
+_NOTHING_SENT: Mapping[str, Any] = {"exit_code": 0, "ending": "interrupted"}
 # Seconds after which a rank that does not begin gets a note.
 SLOW_S = 20.0
 
@@ -76,12 +76,14 @@ class FleetSummary:
     Attributes:
         ranks: the summary or error of each rank, by number.
         stores: their folders.
+        whole: the folder of the whole harvest's store.
         status: the last one.
     """
 
     exit_code: int
     ranks: Mapping[int, Mapping[str, Any]]
     stores: tuple[str, ...]
+    whole: str
     status: Mapping[str, Any]
     folder: str
     exchanges: int
@@ -102,7 +104,8 @@ def run(config: Path, options: FleetOptions, watch: Watch, note: Note) -> FleetS
     """
     loaded, flags = checked(config, options)
     require("ray", "harvester fleet")  # before a folder is made
-    folder = folder_of((config.resolve().parent / loaded.store.path).resolve())
+    whole = (config.resolve().parent / loaded.store.path).resolve()
+    folder = folder_of(whole)
     with StoreLock(folder, started_at=time.time()):
         state = read_state(folder)
         require_ranks(state, options.ranks, folder)
@@ -111,7 +114,7 @@ def run(config: Path, options: FleetOptions, watch: Watch, note: Note) -> FleetS
             with connected(options.address, known or 1) as cluster:
                 state = state or _found(config, cluster, options.ranks)
                 _require_divisible(config, loaded, flags, state.ranks)
-                fleet = _Fleet(config, loaded, flags, options, cluster, state, folder)
+                fleet = _Fleet(config, loaded, flags, options, cluster, state, whole)
                 with Requests.installed() as requests:
                     return fleet.run(requests, watch, note)
         except RankLost as lost:
@@ -225,14 +228,14 @@ class _Fleet:
         options: FleetOptions,
         cluster: Cluster,
         state: FleetState,
-        folder: Path,
+        whole_store: Path,
     ) -> None:
         self._config = config
         self._loaded = loaded
         self._options = options
         self._cluster = cluster
         self._state = state
-        self._folder = folder
+        self._whole_store, self._folder = whole_store, folder_of(whole_store)
         self._members = [_Member() for _ in range(state.ranks)]
         self._budgets: Mapping[str, Any] = {}
         self._overview: Mapping[str, Any] = {}
@@ -360,7 +363,7 @@ class _Fleet:
             self._lost(number, str(lost))
             return
         except HarvesterError as error:
-            self._over(number, {"error": _facts_of(error), "exit_code": error.exit_code})
+            self._failed(number, error_facts(error))
             return
         if member.phase == "preparing":
             self._prepared(number, reply)
@@ -370,7 +373,7 @@ class _Fleet:
     def _prepared(self, number: int, reply: Mapping[str, Any]) -> None:
         member = self._members[number]
         if "error" in reply:
-            self._over(number, {**reply, "exit_code": reply["error"]["exit_code"]})
+            self._failed(number, reply["error"])
             return
         member.facts = reply
         view = member.view
@@ -383,7 +386,7 @@ class _Fleet:
                     place=f"rank {number + 1}",
                     remedy="give all machines the same files, under the same path",
                 )
-                self._over(number, {"error": _facts_of(error), "exit_code": error.exit_code})
+                self._failed(number, error_facts(error))
                 return
         member.phase = "ready"
 
@@ -409,12 +412,15 @@ class _Fleet:
             member.view.status = reply["status"]
             member.view.state = reply["status"].get("state", member.view.state)
         if reply["is_over"]:
-            outcome = reply.get("summary") or {
-                "error": reply["error"],
-                "exit_code": reply["error"]["exit_code"],
-            }
             self._coordinator.get("end", number, False)
-            self._over(number, outcome)
+            if summary := reply.get("summary"):
+                self._over(number, summary)
+            else:
+                self._failed(number, reply["error"])
+
+    def _failed(self, number: int, error: Mapping[str, Any]) -> None:
+        """A rank has ended with an error (`error_facts`)."""
+        self._over(number, {"error": error, "exit_code": error["exit_code"]})
 
     def _over(self, number: int, outcome: Mapping[str, Any]) -> None:
         """A rank has ended; all others end too, if what ended it concerns them."""
@@ -447,7 +453,7 @@ class _Fleet:
                 place=f"rank {number + 1}",
                 remedy="the logs of Ray on its machine say why",
             )
-            self._over(number, {"error": _facts_of(error), "exit_code": error.exit_code})
+            self._failed(number, error_facts(error))
 
     # Ending
 
@@ -483,7 +489,7 @@ class _Fleet:
                     place=f"rank {number + 1}",
                     remedy="the same command resumes: what was stored is kept",
                 )
-                self._over(number, {"error": _facts_of(error), "exit_code": error.exit_code})
+                self._failed(number, error_facts(error))
 
     def _stop_all(self) -> None:
         if not self._is_ending:
@@ -511,13 +517,13 @@ class _Fleet:
             self._save(is_over=True)
         except RankLost as lost:  # with the last rank: what the next fleet knows of the budget is older
             self._note(f"the coordinator was lost at the end: {lost}")
-        status = {**self._write_status(_ending(outcomes, code)), "exit_code": code}
-        self._keep(status)
+        status = self._write_status(_ending(outcomes, code), exit_code=code)
         watch(status)
         return FleetSummary(
             code,
             outcomes,
             tuple(member.view.store for member in self._members),
+            str(self._whole_store),
             status,
             str(self._folder),
             self._overview.get("exchanges", 0),
@@ -532,10 +538,10 @@ class _Fleet:
         self._state.coordinator = self._overview["state"]
         write_state(self._folder, self._state)
 
-    def _write_status(self, ending: str = "") -> dict[str, Any]:
+    def _write_status(self, ending: str = "", **more: Any) -> dict[str, Any]:
         views = [member.view for member in self._members]
         state = ending or overall_state(views, is_draining=self._is_ending)
-        facts = {**self._facts, "updated_at": time.time(), "tool_version": __version__}
+        facts = {**self._facts, "updated_at": time.time(), "tool_version": __version__, **more}
         status = fleet_status(views, state, self._budgets, facts)
         self._keep(status)
         return status
@@ -566,9 +572,3 @@ def _ending(outcomes: Mapping[int, Mapping[str, Any]], code: int) -> str:
     if len(endings) == 1:
         return endings.pop()
     return "interrupted" if code > 128 else next((e for e in sorted(endings) if e != "complete"), "complete")
-
-
-def _facts_of(error: HarvesterError) -> dict[str, Any]:
-    from harvester.fleet.rank import error_facts
-
-    return error_facts(error)

@@ -21,9 +21,9 @@ def divide_count(whole: int, wants: Mapping[int, Want]) -> dict[int, int]:
     free = whole - len(wants)
     shares = divide(wants) if wants else {}
     parts = {rank: 1 + int(free * share + 1e-9) for rank, share in shares.items()}
-    for rank in sorted(wants):  # what rounding left
-        if sum(parts.values()) < whole:
-            parts[rank] += 1
+    left = whole - sum(parts.values())  # by rounding
+    for rank in sorted(wants)[: max(0, left)]:
+        parts[rank] += 1
     return parts
 
 

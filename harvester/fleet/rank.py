@@ -7,9 +7,7 @@ configuration, the prompts, the terms and the credential where it runs: none of 
 from __future__ import annotations
 
 import json
-import os
 import platform
-import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -19,7 +17,9 @@ from typing import Any
 from harvester import library
 from harvester.config.budget_spans import BudgetSpan
 from harvester.config.config import load
+from harvester.config.shard import Shard
 from harvester.errors import HarvesterError, StoreError, StoreLocked
+from harvester.fleet.status import error_facts
 from harvester.run import job, prepare
 from harvester.run.allotment import Message
 from harvester.run.endings import Summary
@@ -29,7 +29,6 @@ from harvester.store.journal.journal import Journal
 from harvester.store.journal.lock import is_held
 from harvester.store.maintain.bill import compute_spent
 from harvester.system.background import Running, StopRequests
-from harvester.system.command_line.version import __version__
 from harvester.system.open_files import limit_kept
 
 # Seconds within which a lost process of a rank has ended: without its node or its driver, Ray ends it sooner.
@@ -53,10 +52,6 @@ class Rank:
         self._prepared: Prepared | None = None
         self._running: Running[Mapping[str, Any], Summary] | None = None
         self._status: Mapping[str, Any] = {}
-
-    def place(self) -> str:
-        """Return where this process runs, as JSON."""
-        return json.dumps({"pid": os.getpid(), "host": platform.node(), "version": __version__})
 
     def prepare(self, expected_run: str) -> str:
         """Check the harvest as far as that costs nothing, and read what the store has spent.
@@ -94,7 +89,6 @@ class Rank:
             "is_same_store": is_same_store,
             "spent": {span.value: list(amounts) for span, amounts in spent.items()},
             "ends_at": {span: None if end == float("inf") else end for span, end in ends.items()},
-            "lines": ready.lines(),
         }
 
     def _require_store(self, ready: Prepared, expected_run: str) -> bool:
@@ -127,7 +121,7 @@ class Rank:
         return False
 
     def _spent(self, ready: Prepared) -> dict[BudgetSpan, tuple[int, int]]:
-        if not (ready.store / paths.JOURNAL).exists():
+        if not _is_begun(ready.store):
             return {}
         with Journal.open(ready.store, read_only=True) as journal:
             return compute_spent(journal, time.time(), ready.config.teacher.teacher_id)
@@ -165,7 +159,7 @@ class Rank:
             values["is_over"] = True
             try:
                 summary = self._running.result()
-                values["summary"] = {**summary.as_dict(), "lines": summary.lines()}
+                values["summary"] = summary.as_dict()
             except HarvesterError as error:
                 values["error"] = error_facts(error)
             except Exception as error:  # noqa: BLE001 - the driver reports it
@@ -195,17 +189,6 @@ def _require_free(store: Path) -> None:
         time.sleep(0.2)
 
 
-def error_facts(error: HarvesterError) -> dict[str, Any]:
-    """Return an error as JSON values."""
-    return {
-        "code": error.code,
-        "exit_code": error.exit_code,
-        "message": error.message,
-        "place": error.place,
-        "remedy": error.remedy,
-    }
-
-
 def stores_here(config: str) -> list[str]:
     """Return the shards, as "2/8", whose stores lie on this machine.
 
@@ -213,10 +196,9 @@ def stores_here(config: str) -> list[str]:
         ConfigError: the configuration can't be read here.
     """
     path = Path(config)
-    whole = (path.resolve().parent / load(path).store.path).resolve()
-    pattern = re.compile(re.escape(whole.name) + r"-([0-9]{1,5})-of-([0-9]{1,5})\Z")
-    found = (pattern.match(folder.name) for folder in whole.parent.glob("*") if _is_begun(folder))
-    return [f"{match[1]}/{match[2]}" for match in found if match is not None]
+    whole = library.store_of(path, {})
+    found = (Shard.of_store(f.name, whole.name) for f in whole.parent.glob("*") if _is_begun(f))
+    return [str(shard) for shard in found if shard is not None]
 
 
 def _is_begun(store: Path) -> bool:
@@ -225,7 +207,7 @@ def _is_begun(store: Path) -> bool:
 
 def _runs_of(store: Path) -> set[str]:
     """Return the runs that a store has seen; none where there is no store."""
-    if not (store / paths.JOURNAL).exists():
+    if not _is_begun(store):
         return set()
     with Journal.open(store, read_only=True) as journal, journal.reading() as connection:
         return {run_id for (run_id,) in connection.execute("SELECT run_id FROM runs")}

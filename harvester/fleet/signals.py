@@ -8,7 +8,7 @@ import signal
 from collections.abc import Iterator
 from types import FrameType
 
-ENDING = (signal.SIGTERM, signal.SIGINT)
+from harvester.run.signals import ENDING
 
 
 class Requests:

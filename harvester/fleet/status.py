@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from harvester.errors import RunState
+from harvester.errors import HarvesterError, RunState
 from harvester.observe.counters import Kind, Snapshot, declared
 from harvester.observe.status import rows_done
 
@@ -84,11 +84,12 @@ def fleet_status(
         if view.state in list(RunState)
     ]
     known = [limit for limit in limits if limit is not None]
+    ranks = [view.as_dict(number) for number, view in enumerate(views)]
     etas = [status["eta_s"] for status in statuses if status.get("eta_s")]
     return {
         "state": state,
         **facts,
-        "rows_total": sum(max(v.rows_total, v.status.get("rows_total", 0)) for v in views),
+        "rows_total": sum(rank["rows_total"] for rank in ranks),
         **merged,
         "rates": {name: round(rate, 1) for name, rate in rates.items()},
         "refused_share": round(refused / requests, 4) if requests else 0.0,
@@ -102,7 +103,7 @@ def fleet_status(
             for number, view in enumerate(views, 1)
             for text in [*([view.note] if view.note else []), *(view.status.get("complaints") or [])[-1:]]
         ],
-        "ranks": [view.as_dict(number) for number, view in enumerate(views)],
+        "ranks": ranks,
     }
 
 
@@ -160,3 +161,14 @@ def exit_code_of(codes: Sequence[int], signal_number: int) -> int:
     if signal_number:
         return 128 + signal_number
     return next((code for code in (*sorted({c for c in codes if c > 128}), 10, 3) if code in codes), 0)
+
+
+def error_facts(error: HarvesterError) -> dict[str, Any]:
+    """Return an error as JSON values."""
+    return {
+        "code": error.code,
+        "exit_code": error.exit_code,
+        "message": error.message,
+        "place": error.place,
+        "remedy": error.remedy,
+    }

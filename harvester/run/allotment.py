@@ -55,18 +55,15 @@ class Dealing:
 
 
 @contextlib.asynccontextmanager
-async def allotted(
-    dealing: Dealing, endpoints: Endpoints, shared: SharedLimits, draining: asyncio.Event
-) -> AsyncIterator[None]:
+async def allotted(dealing: Dealing, endpoints: Endpoints, shared: SharedLimits) -> AsyncIterator[None]:
     """Use what is dealt out during the block, from before anything is sent.
 
     Args:
         shared: the leases of the rate limits; they are not in the ledger of the machine.
-        draining: set once nothing new is sent.
     """
     allotment = _Allotment(dealing, endpoints, shared)
     await allotment.renew()
-    renewing = asyncio.create_task(allotment.watch(draining))
+    renewing = asyncio.create_task(allotment.watch())
     try:
         yield
     finally:
@@ -91,7 +88,7 @@ class _Allotment:
         self._heard_at = time.monotonic()
         self._is_held = False
         budget = endpoints.policies.budget
-        budget.expect_more(True)
+        budget.may_grow = True
         for ceiling in budget.ceilings.values():
             tokens, microusd = (
                 None if limit is None else min(limit, spent)
@@ -104,17 +101,17 @@ class _Allotment:
     def _budget(self) -> Budget:
         return self._endpoints.policies.budget
 
-    async def watch(self, draining: asyncio.Event) -> None:
+    async def watch(self) -> None:
         """Renew until cancelled."""
         while True:
             await asyncio.sleep(EXCHANGE_EVERY_S)
-            await self.renew(is_draining=draining.is_set())
+            await self.renew()
 
-    async def renew(self, *, is_draining: bool = False) -> None:
+    async def renew(self) -> None:
         """Report, and apply the answer; hold the pass when there has been none for too long."""
         began = time.monotonic()
         try:
-            answer = await asyncio.to_thread(self._dealing.exchange, self._report(is_draining=is_draining))
+            answer = await asyncio.to_thread(self._dealing.exchange, self._report())
         except Exception as error:  # noqa: BLE001 - whatever it was, there was no word: the fence must hold
             if time.monotonic() - self._heard_at > FENCE_S:
                 self._hold(f"no word from the fleet's coordinator: {error}")
@@ -126,7 +123,7 @@ class _Allotment:
 
     async def leave(self) -> None:
         """Report for the last time: all but what was spent is free for others."""
-        report = {**self._report(is_draining=True), "left": True}
+        report = {**self._report(), "left": True}
         for _ in range(LEAVE_TRIES):
             with contextlib.suppress(Exception):  # whatever it was, there was no word
                 await asyncio.to_thread(self._dealing.exchange, report)
@@ -136,13 +133,12 @@ class _Allotment:
         self._is_held = True
         self._dealing.pause(_SOURCE, reason)
 
-    def _report(self, *, is_draining: bool) -> dict[str, Any]:
+    def _report(self) -> dict[str, Any]:
         budget = self._budget
         budget.start_new_spans(self._endpoints.policies.clock.wall())
         short = budget.take_short()
         return {
             "left": False,
-            "draining": is_draining,
             "rows": {
                 url: encoded_row(replace(row, share=self._shares[url], teacher="", config=""))
                 for url, row in self._shared.rows().items()
@@ -201,7 +197,7 @@ class _Allotment:
                 for limit, spent, reserved in zip(limits, ceiling.spent, budget.reserved, strict=True)
             )
             ceiling.set_limits(tokens, microusd)
-        budget.expect_more(not is_final)
+        budget.may_grow = not is_final
 
 
 def encoded_row(row: LedgerRow) -> dict[str, Any]:

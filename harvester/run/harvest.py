@@ -249,7 +249,7 @@ async def _shared_limits(setup: PassSetup, parts: PassParts) -> AsyncIterator[Sh
         complain=setup.complain,
     )
     if setup.dealing is not None:
-        async with allotted(setup.dealing, endpoints, shared, parts.ending.draining):
+        async with allotted(setup.dealing, endpoints, shared):
             yield shared
         return
     await shared.join()

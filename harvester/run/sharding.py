@@ -44,37 +44,27 @@ def with_shard(config: HarvestConfig, flags: Overrides) -> tuple[HarvestConfig, 
             remedy='name the way, as in via = "echo", before the harvest is split',
         )
     _require_parts(config, flags, shard)
-    if flags.is_dealt:
-        return _with_keys(config, shard), replace(flags, shard=str(shard))
-    budget: dict[str, Any] = {name: _ceiling(getattr(config.budget, name), shard) for name in _SPANS}
-    top = _ceiling(config.budget, shard)
     changes: dict[str, Any] = {
-        "teacher": config.teacher.model_copy(
-            update={
-                "limits": _limits(config.teacher.limits, shard),
-                "replica": tuple(_replica(replica, shard) for replica in config.teacher.replica),
-            }
-        ),
         "store": _store(config.store, shard),
         "run": config.run.model_copy(update={"shard": str(shard)}),
-        "budget": config.budget.model_copy(update={**budget, "usd": top.usd, "tokens": top.tokens}),
     }
     if config.accept is not None:
         changes["accept"] = _accept(config.accept, shard)
+    if flags.is_dealt:  # limits and budget are those of the whole harvest, and not shared otherwise
+        changes["run"] = changes["run"].model_copy(update={"share_limits": False})
+        return config.model_copy(update=changes), replace(flags, shard=str(shard))
+    budget: dict[str, Any] = {name: _ceiling(getattr(config.budget, name), shard) for name in _SPANS}
+    top = _ceiling(config.budget, shard)
+    changes["teacher"] = config.teacher.model_copy(
+        update={
+            "limits": _limits(config.teacher.limits, shard),
+            "replica": tuple(_replica(replica, shard) for replica in config.teacher.replica),
+        }
+    )
+    changes["budget"] = config.budget.model_copy(update={**budget, "usd": top.usd, "tokens": top.tokens})
     tokens = None if flags.tokens is None else shard.count(flags.tokens)
     usd = None if flags.usd is None else flags.usd / shard.of
     return config.model_copy(update=changes), replace(flags, shard=str(shard), tokens=tokens, usd=usd)
-
-
-def _with_keys(config: HarvestConfig, shard: Shard) -> HarvestConfig:
-    """Return the configuration of a shard whose limits and budget are those of the whole harvest."""
-    changes: dict[str, Any] = {
-        "store": _store(config.store, shard),
-        "run": config.run.model_copy(update={"shard": str(shard), "share_limits": False}),
-    }
-    if config.accept is not None:
-        changes["accept"] = _accept(config.accept, shard)
-    return config.model_copy(update=changes)
 
 
 def _store(store: StoreSection, shard: Shard) -> StoreSection:

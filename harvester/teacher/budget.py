@@ -120,10 +120,6 @@ class Budget:
         self.may_grow = False
         self.short: Amounts | None = None
 
-    def expect_more(self, expected: bool) -> None:
-        """Let what exceeds a ceiling wait, since the ceilings may grow; or no longer."""
-        self.may_grow = expected
-
     def take_short(self) -> Amounts | None:
         """Return `short`, and forget it."""
         short, self.short = self.short, None

@@ -76,7 +76,6 @@ class ModelRank:
         return {
             "run_id": f"run-{self.number}",
             "left": left,
-            "draining": left,
             "rows": {URL: row},
             "windows": {URL: window},
             "budgets": {"run": budget},

@@ -12,9 +12,9 @@ import pytest
 
 from harvester.errors import ConfigError, HarvesterError, StoreFull
 from harvester.fleet import cluster, driver
-from harvester.fleet.folder import FleetState
-from harvester.fleet.rank import error_facts
+from harvester.fleet.folder import FleetState, folder_of
 from harvester.fleet.signals import Requests
+from harvester.fleet.status import error_facts
 from harvester.library import HarvestOptions
 from harvester.mock_teacher.running import RunningMock
 from tests.harvester.run.test_shards import write
@@ -41,7 +41,7 @@ class Played:
 
     def poll(self) -> str:
         is_over = "stop" in self.calls
-        summary = {"exit_code": 0, "ending": "interrupted", "lines": []}
+        summary = {"exit_code": 0, "ending": "interrupted"}
         return json.dumps({"status": {}, "is_over": is_over, "summary": summary if is_over else None})
 
     def get(self, *_: object) -> str:
@@ -75,7 +75,7 @@ class PlayedCluster:
 
 def good(number: int) -> dict[str, Any]:
     facts = {"config_sha256": "c", "prompts_digest": "p", "rows_total": 2, "store": f"store-{number}"}
-    return {**facts, "spent": {}, "ends_at": {}, "is_same_store": True, "lines": []}
+    return {**facts, "spent": {}, "ends_at": {}, "is_same_store": True}
 
 
 def run(ranks: list[Played], tmp_path: Path, mock: RunningMock, requests: Requests) -> driver.FleetSummary:
@@ -83,9 +83,9 @@ def run(ranks: list[Played], tmp_path: Path, mock: RunningMock, requests: Reques
     options = driver.FleetOptions(None, len(ranks), False, HarvestOptions())
     loaded, flags = driver.checked(config, options)
     played: Any = PlayedCluster(ranks)
-    folder = tmp_path / "fleet"
-    folder.mkdir()
-    fleet = driver._Fleet(config, loaded, flags, options, played, FleetState(len(ranks)), folder)
+    whole = tmp_path / "store"
+    folder_of(whole).mkdir()
+    fleet = driver._Fleet(config, loaded, flags, options, played, FleetState(len(ranks)), whole)
     return fleet.run(requests, lambda _: None, lambda _: None)
 
 
