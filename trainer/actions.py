@@ -5,7 +5,6 @@ Importing this module loads no torch. A fault in configuration or corpus is repo
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -16,6 +15,7 @@ from harvester.system.background import StopRequests
 from trainer.config import TrainConfig
 from trainer.live.figures import TrainingEvent
 from trainer.live.page import live_page
+from trainer.process import is_leader
 from trainer.training.logbook import TrainingStarted
 
 if TYPE_CHECKING:
@@ -51,8 +51,7 @@ def train(
     from trainer.training.reporter import Callbacks
     from trainer.training.train import train as run_training
 
-    is_leader = os.environ.get("RANK", "0") == "0"
-    with live_page(config) if is_leader else nullcontext(lambda _: None) as show:
+    with live_page(config) if is_leader() else nullcontext(lambda _: None) as show:
 
         def on_event(event: TrainingEvent) -> None:
             show(event)

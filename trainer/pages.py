@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -17,11 +18,16 @@ def render(package: str, template: str, **values: Any) -> str:
         template: name of the file.
         values: what the template names; a missing one is an error.
     """
-    environment = Environment(
+    return _environment(package).get_template(template).render(**values)
+
+
+@cache
+def _environment(package: str) -> Environment:
+    """Return what compiles the templates of a package, each once: a live page is rendered again and again."""
+    return Environment(
         loader=PackageLoader(package, "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         finalize=lambda value: visible(value) if type(value) is str else value,
     )
-    return environment.get_template(template).render(**values)

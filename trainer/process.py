@@ -27,6 +27,11 @@ ECHO_S = 2.0
 _MAX_NOTE_BYTES = 4096
 
 
+def is_leader() -> bool:
+    """Whether this process speaks for its training: it has no launcher, or it is the one of rank 0."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 @contextmanager
 def lock_output_folder(folder: Path, what: str = "training", setting: str = "[out] path") -> Iterator[None]:
     """Hold an exclusive `flock` on `folder/LOCK` during the block; the folder is made if it is absent.

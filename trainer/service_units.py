@@ -7,7 +7,6 @@ in the training operator (`pytorch_types.go`, `common_types.go`, `envvar.go`).
 from __future__ import annotations
 
 import json
-import re
 import shlex
 import textwrap
 from collections.abc import Sequence
@@ -159,9 +158,3 @@ def kubernetes(training: Training) -> dict[str, str]:
         "workers": workers,
     }
     return {f"{training.name}.pytorchjob.yaml": fill("training.pytorchjob.yaml", values)}
-
-
-def name_of(file: Path) -> str:
-    """Return a name for a job and for Kubernetes (RFC 1123), made from the folder's name."""
-    words = re.sub(r"[^a-z0-9]+", "-", file.resolve().parent.name.lower()).strip("-")[:40].strip("-")
-    return f"train-{words}" if words else "train"

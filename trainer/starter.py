@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 from importlib.resources import files
 from pathlib import Path
 
+from harvester.system.free_port import free_port
 from harvester.system.objects.url import require_path_or_url, url_in
 from trainer.errors import ConfigError
 
@@ -131,7 +131,8 @@ def write_starter(folder: Path, base: Path | None = None, corpus: str | Path | N
     texts = {"train.toml": train}
     if corpus is None:
         texts |= {
-            "harvest.toml": HARVEST_TOML.format(port=_free_port()),
+            # Its address is part of every request key, so it stays.
+            "harvest.toml": HARVEST_TOML.format(port=free_port()),
             "curate.toml": CURATE_TOML,
             "distil.toml": DISTIL_TOML,
             "README.md": README,
@@ -165,13 +166,6 @@ def _write(folder: Path, texts: dict[str, str], *, copies_base: bool) -> list[Pa
 def _shipped(name: str) -> list[Path]:
     """Return the files of a folder of this program's data."""
     return sorted(path for path in Path(str(files("harvester_data") / name)).iterdir() if path.is_file())
-
-
-def _free_port() -> int:
-    """Return a free port for the mock teacher: its address is part of every request key, so it stays."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _relative(path: str | Path | None, folder: Path, default: str) -> str:

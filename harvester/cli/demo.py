@@ -23,6 +23,7 @@ from typing import Any
 from harvester.errors import ConfigError, HarvesterError, TeacherRefused
 from harvester.system.command_line.extras import require
 from harvester.system.command_line.verb_command import variable_name, without_variables
+from harvester.system.free_port import free_port
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 PROMPT_FILES = ("skills-train.jsonl", "skills-held-out.jsonl")
@@ -142,9 +143,7 @@ def _port(harvest_toml: Path) -> int:
         for line in harvest_toml.read_text(encoding="utf-8").splitlines():
             if line.startswith("base_url"):
                 return int(line.rsplit(":", 1)[1].split("/")[0])
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return free_port()
 
 
 @contextmanager

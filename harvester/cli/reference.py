@@ -66,15 +66,12 @@ def schedule(
     as_json: bool = JSON,
 ) -> None:
     """Print the files that let systemd, cron, Kubernetes or Slurm run this harvest; write nothing."""
-    import re
-    import shutil
-    import sys
-
     from harvester.cli import service_units
     from harvester.config import schedule as opening_hours
     from harvester.config.config import load
     from harvester.config.overrides import Overrides
     from harvester.run.sharding import with_shard
+    from harvester.system import unit_text
 
     if systemd + cron + k8s + slurm != 1:
         raise UsageError("name exactly one scheduler", remedy="give --systemd, --cron, --k8s or --slurm")
@@ -84,17 +81,14 @@ def schedule(
         raise UsageError(
             "--shards is for job arrays", remedy="give --slurm or --k8s with it, or leave it out"
         )
-    if name is not None and not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,50}[a-z0-9])?", name):
-        raise UsageError(
-            f"{name!r} can't be the name of a unit", remedy="use lower case letters, digits and dashes"
-        )
+    if name is not None:
+        unit_text.require_name(name, "unit")
     settings = load(config)
     if shards is not None:
         with_shard(settings, Overrides(shard=f"1/{shards}"))  # refuses what so many shards can't share
-    program = shutil.which("harvester", path=str(Path(sys.executable).parent))
     harvest = service_units.Harvest(
-        name=name or service_units.name_of(config),
-        command=[program] if program else [sys.executable, "-m", "harvester"],
+        name=name or unit_text.name_of(config, "harvest"),
+        command=unit_text.command_of("harvester"),
         config=config.resolve(),
         store=settings.store.path,
         grace_s=settings.run.grace_s,

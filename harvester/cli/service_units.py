@@ -225,14 +225,14 @@ def _pod_commands(harvest: Harvest, store: str) -> dict[str, str]:
     shard = "$((JOB_COMPLETION_INDEX + 1))"
     of_shard = f"{shlex.quote(store.rstrip('/'))}-{shard}-of-{harvest.shards}"
     start = f"exec harvester {shlex.join(run)} --shard {shard}/{harvest.shards}"
-    checked = f"exec harvester status {of_shard} {shlex.join(check[2:])}"
+    check_shard = f"exec harvester status {of_shard} {shlex.join(check[2:])}"
     return {
         "completions": "completionMode: Indexed\n"
         f"completions: {harvest.shards}\nparallelism: {harvest.shards}\n",
         "retries": "backoffLimitPerIndex: 6",
         "failed": "FailIndex",
         "start": f"command: [sh, -c, {yaml_argument(start)}]",
-        "check": f"sh, -c, {yaml_argument(checked)}",
+        "check": f"sh, -c, {yaml_argument(check_shard)}",
     }
 
 
@@ -255,12 +255,6 @@ def slurm(harvest: Harvest) -> dict[str, str]:
         "store": shlex.quote(checked(str(store))),
     }
     return {f"{harvest.name}.sbatch": fill("harvest.sbatch", values)}
-
-
-def name_of(config: Path) -> str:
-    """Return a name for units and for Kubernetes (RFC 1123), made from the folder's name."""
-    words = re.sub(r"[^a-z0-9]+", "-", config.resolve().parent.name.lower()).strip("-")[:40].strip("-")
-    return f"harvest-{words}" if words else "harvest"
 
 
 def _days(opening: Opening) -> str:

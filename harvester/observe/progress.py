@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import IO, Any, cast
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -17,7 +16,7 @@ from rich.text import Text
 from harvester.errors import RunState
 from harvester.observe.status import rows_done
 from harvester.observe.status_line import money, rows
-from harvester.system.command_line.displays import TolerantStream, can_draw, in_notebook
+from harvester.system.command_line.displays import can_draw, drawing_console
 from harvester.system.safe_text import one_line
 
 Status = Mapping[str, Any]
@@ -31,11 +30,10 @@ _STATE_STYLES: Mapping[str, str] = {
 @contextmanager
 def live(title: str, console: Console | None = None) -> Iterator[Callable[[Status], None]]:
     """Draw each status given to the yielded function in place of the one before; the last one stays."""
-    console = console or Console(
-        file=cast(IO[str], TolerantStream(sys.stderr)), markup=False, highlight=False
-    )
     started = time.monotonic()
-    with Live(console=console, refresh_per_second=4, vertical_overflow="crop") as display:
+    with Live(
+        console=console or drawing_console(), refresh_per_second=4, vertical_overflow="crop"
+    ) as display:
         yield lambda status: display.update(
             render(title, status, _elapsed(status, time.monotonic() - started))
         )
@@ -53,7 +51,7 @@ def where_it_can_be_shown(title: str) -> Iterator[Callable[[Status], None]]:
     if not can_draw():
         yield lambda _: None
         return
-    with live(title, Console(markup=False, highlight=False) if in_notebook() else None) as show:
+    with live(title) as show:
         yield show
 
 

@@ -1,4 +1,4 @@
-"""Fill the templates of data/units, and quote values for the files of schedulers.
+"""Fill the templates of data/units, and name and quote what stands in the files of schedulers.
 
 Their syntax: YAML flow scalars (every JSON string is one), and lines that hold no line break.
 """
@@ -6,11 +6,15 @@ Their syntax: YAML flow scalars (every JSON string is one), and lines that hold 
 from __future__ import annotations
 
 import json
+import re
+import shutil
+import sys
 from collections.abc import Mapping
 from importlib import resources
+from pathlib import Path
 from string import Template
 
-from harvester.errors import ConfigError
+from harvester.errors import ConfigError, UsageError
 from harvester.system.safe_text import one_line
 
 RENAME = "rename it, or use a link with a plain name"
@@ -20,6 +24,33 @@ def fill(template: str, values: Mapping[str, str]) -> str:
     """Return a template of data/units with its values."""
     text = resources.files("harvester_data").joinpath("units", template).read_text(encoding="utf-8")
     return Template(text).substitute(values)
+
+
+def name_of(file: Path, prefix: str) -> str:
+    """Return a name for units and for Kubernetes (RFC 1123), made from the name of the file's folder."""
+    words = re.sub(r"[^a-z0-9]+", "-", file.resolve().parent.name.lower()).strip("-")[:40].strip("-")
+    return f"{prefix}-{words}" if words else prefix
+
+
+def require_name(name: str, what: str) -> None:
+    """Refuse a name that Kubernetes or systemd would not take.
+
+    Args:
+        what: what has the name, for the message.
+
+    Raises:
+        UsageError: names it.
+    """
+    if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,50}[a-z0-9])?", name):
+        raise UsageError(
+            f"{name!r} can't be the name of a {what}", remedy="use lower case letters, digits and dashes"
+        )
+
+
+def command_of(program: str) -> list[str]:
+    """Return the command that starts a program of this installation: its script, or its module."""
+    script = shutil.which(program, path=str(Path(sys.executable).parent))
+    return [script] if script else [sys.executable, "-m", program]
 
 
 def plain(text: str) -> str:

@@ -35,7 +35,7 @@ def learned(tmp_path_factory) -> tuple[settings.TrainConfig, Trained]:
 @pytest.fixture(scope="session")
 def fork_server() -> Iterator[ForkServer]:
     """`fork_server(what, **told)` -> how a fresh process ended that did it; see `fork_server.py`."""
-    path = Path(tempfile.gettempdir()) / f"trainer-{_session()}.socket"
+    path = _socket_path()
     with path.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         stream = _connected(path)
@@ -50,39 +50,44 @@ def fork_server() -> Iterator[ForkServer]:
             stream = _connected(path)
     assert stream is not None
 
-    def live(what: str, **command: Any) -> dict[str, Any]:
-        stream.write(json.dumps({"what": what, **command}, default=str) + "\n")
-        stream.flush()
-        return json.loads(stream.readline())
-
-    with stream:
-        yield live
+    with _asking(stream) as ask:
+        yield ask
     path.with_suffix(".lock").unlink(missing_ok=True)
 
 
 @pytest.fixture
 def fork_connection(fork_server: ForkServer) -> Callable[[], AbstractContextManager[ForkServer]]:
     """`with fork_connection() as ask:` is another `fork_server`, for a thread that waits beside others."""
-    path = Path(tempfile.gettempdir()) / f"trainer-{_session()}.socket"
+    path = _socket_path()
 
     @contextmanager
     def connect() -> Iterator[ForkServer]:
         stream = _connected(path)
         assert stream is not None, "the server is alive as long as `fork_server` is"
 
-        def ask(what: str, **command: Any) -> dict[str, Any]:
-            stream.write(json.dumps({"what": what, **command}, default=str) + "\n")
-            stream.flush()
-            return json.loads(stream.readline())
-
-        with stream:
+        with _asking(stream) as ask:
             yield ask
 
     return connect
 
 
-def _session() -> str:
-    return os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
+@contextmanager
+def _asking(stream: IO[str]) -> Iterator[ForkServer]:
+    """Ask the server at the other end of a stream, one command after the other."""
+
+    def ask(what: str, **command: Any) -> dict[str, Any]:
+        stream.write(json.dumps({"what": what, **command}, default=str) + "\n")
+        stream.flush()
+        return json.loads(stream.readline())
+
+    with stream:
+        yield ask
+
+
+def _socket_path() -> Path:
+    """Return where the fork server of this test session listens."""
+    session = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
+    return Path(tempfile.gettempdir()) / f"trainer-{session}.socket"
 
 
 def _connected(path: Path) -> IO[str] | None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
+from harvester.system import unit_text
 from tests.trainer import tiny
 from tests.trainer.command_line import run_trainer  # noqa: F401 - a fixture
 from tests.trainer.training.test_run_workers import wait_until
@@ -256,7 +257,7 @@ def test_kubernetes_refuses_paths_outside_the_volume(key: str) -> None:
     ("folder", "name"), [("My Run_7", "train-my-run-7"), ("日本", "train"), ("--x--", "train-x")]
 )
 def test_names_are_fit_for_kubernetes(tmp_path: Path, folder: str, name: str) -> None:
-    assert service_units.name_of(tmp_path / folder / "train.toml") == name
+    assert unit_text.name_of(tmp_path / folder / "train.toml", "train") == name
 
 
 def test_the_command_prints_or_writes_one_of_them(run_trainer: Any, tmp_path: Path) -> None:  # noqa: F811

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +19,7 @@ from trainer.console import (
     print_result,
     progress_lines,
 )
+from trainer.process import is_leader
 
 
 def register(app: VerbApp) -> None:
@@ -177,16 +177,16 @@ def train(
         flags = {"--allow-change": allow_change, "--force-faults": force_faults, "--json": as_json}
         wanted = [name for name, is_set in flags.items() if is_set]
         raise typer.Exit(launch(config, count, print_message, flags=wanted, rendezvous=nodes))
-    is_leader = os.environ.get("RANK", "0") == "0"
-    if is_leader:
+    speaks = is_leader()
+    if speaks:
         print_message("reading corpus and student")
     from trainer import actions
     from trainer.live.terminal import training_display
 
-    with training_display() if is_leader else nullcontext(lambda _event: None) as show:
-        on_rows = progress_lines("tokens", "rows") if is_leader else None
+    with training_display() if speaks else nullcontext(lambda _event: None) as show:
+        on_rows = progress_lines("tokens", "rows") if speaks else None
         trained = actions.train(loaded, show, on_rows, allow_change=allow_change, force_faults=force_faults)
-    if not is_leader:
+    if not speaks:
         return  # only the first process of a fleet prints
     loss = f", loss {trained.loss:.3f}" if trained.loss is not None else ""
     made = (
@@ -218,9 +218,7 @@ def schedule(
 
     Example: trainer schedule --slurm --nodes 2 --processes 8 train.toml
     """
-    import re
-    import shutil
-
+    from harvester.system import unit_text
     from trainer import service_units
     from trainer.config import load
     from trainer.errors import UsageError
@@ -229,14 +227,11 @@ def schedule(
     loaded = load(config)
     if slurm == k8s:
         raise UsageError("name exactly one scheduler", remedy="give --slurm or --k8s")
-    if name is not None and not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,50}[a-z0-9])?", name):
-        raise UsageError(
-            f"{name!r} can't be the name of a job", remedy="use lower case letters, digits and dashes"
-        )
-    program = shutil.which("trainer", path=str(Path(sys.executable).parent))
+    if name is not None:
+        unit_text.require_name(name, "job")
     training = service_units.Training(
-        name=name or service_units.name_of(config),
-        command=[program] if program else [sys.executable, "-m", "trainer"],
+        name=name or unit_text.name_of(config, "train"),
+        command=unit_text.command_of("trainer"),
         file=config.resolve(),
         config=loaded,
         nodes=nodes,

@@ -147,8 +147,7 @@ class Figures:
         """The newest held-out loss and whether it is the lowest; empty without evaluations."""
         if self.evaluation is None:
             return ""
-        best = ", the lowest so far" if self.evaluation.best_step == self.evaluation.step else ""
-        return f"held-out loss {self.evaluation.held_out_loss:.4f} at step {self.evaluation.step:,}{best}"
+        return held_out_words(self.evaluation, f" at step {self.evaluation.step:,}")
 
     @property
     def detail(self) -> str:
@@ -176,6 +175,12 @@ def _entries(path: Path) -> Iterator[dict[str, Any]]:
                     yield entry
     except OSError:
         return
+
+
+def held_out_words(evaluation: Evaluation, at: str = "") -> str:
+    """Return the held-out loss of an evaluation, and whether it is the lowest so far."""
+    best = ", the lowest so far" if evaluation.best_step == evaluation.step else ""
+    return f"held-out loss {evaluation.held_out_loss:.4f}{at}{best}"
 
 
 def _number(value: Any) -> float:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from functools import cache
 from importlib import resources
 from typing import Any
 
@@ -111,13 +112,12 @@ def document(config: TrainConfig, figures: Figures, state: str, message: str) ->
         state: "running", "complete", "stopped" or "failed".
         message: what there is to say about how it ended.
     """
-    script = (resources.files("trainer.live") / "train.js").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    script, digest = _script()
     now = time.time()
     return render(
         "trainer.live",
         "train.html.j2",
-        script=Markup(script),  # noqa: S704 - our own constant, pinned by its hash
+        script=script,
         policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; "
         "base-uri 'none'; form-action 'none'",
         title=f"Training of {config.name}",
@@ -135,6 +135,14 @@ def document(config: TrainConfig, figures: Figures, state: str, message: str) ->
         speed_plot=_plot("tokens per second", "{:,.0f}".format, figures.speed.points),
         answers=[{name: _shortened(value) for name, value in answer.items()} for answer in figures.answers],
     )
+
+
+@cache
+def _script() -> tuple[Markup, str]:
+    """Return the page's script, and its SHA-256 for the page's policy."""
+    text = (resources.files("trainer.live") / "train.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return Markup(text), digest  # noqa: S704 - our own constant, pinned by its hash
 
 
 def _tiles(figures: Figures, state: str, now: float) -> list[tuple[str, str]]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import IO, TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
-from harvester.system.command_line.displays import TolerantStream, can_draw, in_notebook
+from harvester.system.command_line.displays import can_draw, drawing_console
 from harvester.system.safe_text import one_line
 from trainer.console import print_message, progress_fifths
-from trainer.live.figures import UNKNOWN_MFU, Figures, TrainingEvent
+from trainer.live.figures import UNKNOWN_MFU, Figures, TrainingEvent, held_out_words
 from trainer.training.logbook import Evaluation, Sampled, StepLog, TrainingStarted
 
 if TYPE_CHECKING:
@@ -57,10 +56,7 @@ def event_lines(event: TrainingEvent) -> list[str]:
         case TrainingStarted():
             return list(event.notes)
         case Evaluation():
-            figures = Figures()
-            figures.add(event)
-            text = figures.held_out_text.replace(f" at step {event.step:,}", "")
-            return [f"step {event.step:,}: {text}"]
+            return [f"step {event.step:,}: {held_out_words(event)}"]
     return []
 
 
@@ -84,15 +80,9 @@ def shown(text: str | None) -> str:
 @contextmanager
 def _drawn() -> Iterator[Show]:
     """Draw the figures in place of those before; notes and evaluations are printed above them."""
-    from rich.console import Console
     from rich.live import Live
 
-    console = (
-        Console(markup=False, highlight=False)
-        if in_notebook()
-        else Console(file=cast(IO[str], TolerantStream(sys.stderr)), markup=False, highlight=False)
-    )
-    figures = Figures()
+    console, figures = drawing_console(), Figures()
     with Live(console=console, get_renderable=lambda: render(figures), refresh_per_second=2):
 
         def show(event: TrainingEvent) -> None:

@@ -35,8 +35,6 @@ def require_equal_inputs(config: TrainConfig, facts: Mapping[str, Any], world: W
     Raises:
         ConfigError: on every process, with the differences.
     """
-    if world.size == 1:
-        return
     own = {name: value for name, value in {**_flat(config), **facts}.items() if name not in _OWN}
     everyone = [world.share_json(own, source=rank) for rank in range(world.size)]
     for rank, theirs in enumerate(everyone):

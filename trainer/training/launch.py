@@ -11,7 +11,6 @@ import ctypes
 import math
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
+from harvester.system.free_port import free_port
 from trainer.errors import ConfigError, ProcessLost
 from trainer.process import ECHO_S, handling
 from trainer.training.nodes import Ending, Nodes, RankShare
@@ -117,7 +117,7 @@ def run_workers(command: Sequence[str], count: int, report: Report, nodes: Nodes
     Raises:
         ProcessLost: a signal from elsewhere ended a worker, or a node is lost.
     """
-    share = RankShare(0, count, count, "127.0.0.1", _free_port()) if nodes is None else nodes.share(count)
+    share = RankShare(0, count, count, "127.0.0.1", free_port()) if nodes is None else nodes.share(count)
     if nodes is not None:
         last = share.first + count - 1
         report(f"node {nodes.node} of {nodes.count}: processes {share.first} to {last} of {share.total}")
@@ -248,12 +248,6 @@ def _kill(workers: Sequence[Worker]) -> None:
             worker.process.kill()
     for worker in workers:
         worker.process.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager

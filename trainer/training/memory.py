@@ -334,7 +334,8 @@ def available_bytes(device: torch.device, processes: int = 1) -> int | None:
     """Return the free memory in bytes that a process may use; None if it can't be read.
 
     Args:
-        processes: processes of this training: they share the host's memory, while each has its own device.
+        processes: processes of this training on this machine: they share its memory, while each has its own
+            device.
     """
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])

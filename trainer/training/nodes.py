@@ -7,13 +7,13 @@ whose key does not change for `LOST_AFTER_S`, and one that can't reach the store
 from __future__ import annotations
 
 import json
-import socket
 import threading
 import time
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any
 
+from harvester.system.free_port import free_port
 from trainer.errors import ProcessLost
 from trainer.training.rendezvous import Meeting
 
@@ -72,7 +72,7 @@ class Nodes:
         self._endings: dict[int, Ending] = {}
         self._lost = ""
         self._own: Ending | None = None
-        self._said_own = self._left = self._all_left = False
+        self._left = self._all_left = False
         self._round_at = time.monotonic()
         self._thread = threading.Thread(target=self._watch, name="nodes", daemon=True)
 
@@ -90,7 +90,7 @@ class Nodes:
             store.wait([f"trainer/processes/{number}" for number in range(self.count)], patience)
             counts = [int(store.get(f"trainer/processes/{number}")) for number in range(self.count)]
             if node == 0:
-                store.set("trainer/master", json.dumps([self._meeting.address, _free_port()]))
+                store.set("trainer/master", json.dumps([self._meeting.address, free_port("")]))
             store.wait(["trainer/master"], patience)
             address, port = json.loads(store.get("trainer/master"))
         except (RuntimeError, ValueError) as error:
@@ -144,10 +144,9 @@ class Nodes:
             while not self._all_left:
                 beat += 1
                 store.set(f"trainer/alive/{self.node}", str(beat))
-                if self._own is not None and not self._said_own:
+                if self._own is not None and self.node not in self._endings:
                     store.set(f"trainer/ended/{self.node}", json.dumps(asdict(self._own)))
                     self._endings[self.node] = self._own
-                    self._said_own = True
                 for number in others:
                     self._look_at(store, number, seen)
                 if self._left:
@@ -193,15 +192,10 @@ def verdict(endings: dict[int, Ending], count: int, lost: str) -> int:
         return failed.code
     if received := next((ending.received for ending in in_order if ending.received), 0):
         return 128 + received
-    said = next((ending.message for ending in in_order if ending.message), "")
+    said = next(
+        ((number, endings[number].message) for number in sorted(endings) if endings[number].message), None
+    )
     if lost or said:
-        where = next((number for number in sorted(endings) if endings[number].message), None)
-        text = f"node {where} of {count}: {said}" if where is not None else lost
+        text = lost if said is None else f"node {said[0]} of {count}: {said[1]}"
         raise ProcessLost(text, remedy="the same commands resume from the last checkpoint")
     return next((ending.code for ending in in_order if ending.code), 0)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])

@@ -137,7 +137,8 @@ class TrainingRun:
 
         Raises:
             ResumeRefused, CheckpointError: the training in the output folder is another one.
-            DataError: evaluations are asked for and no answer is held out.
+            DataError: evaluations or samples are asked for and no answer is held out.
+            ConfigError: another process has other inputs.
         """
         self._config = config
         self._inputs = inputs
@@ -145,7 +146,8 @@ class TrainingRun:
         self._world = world
         self._optimiser = optim.adamw(student.parameters.items(), config.train, config.lora)
         self._checkpointer = Checkpointer(config, inputs, student, self._optimiser, world)
-        require_equal_inputs(config, self._checkpointer.settings, world)
+        if world.size > 1:  # hashes the base
+            require_equal_inputs(config, self._checkpointer.settings, world)
         start = self._checkpointer.restore(allow_change=allow_change)
         self._stepper = Stepper(student, self._optimiser, config.train, world, skipped=start.skipped)
         self._sampler = Sampler(config, inputs, student, world)

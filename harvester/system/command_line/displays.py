@@ -1,4 +1,4 @@
-"""Find out whether bars can be drawn: on a terminal, or in a notebook; write to a terminal that may close."""
+"""Find out whether bars can be drawn, and on what: a terminal, which may close, or a notebook."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import contextlib
 import importlib.util
 import os
 import sys
-from typing import TextIO
+from typing import IO, TYPE_CHECKING, TextIO, cast
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def in_notebook() -> bool:
@@ -23,6 +26,14 @@ def can_draw() -> bool:
     if in_notebook():
         return importlib.util.find_spec("ipywidgets") is not None
     return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def drawing_console() -> Console:
+    """Return the console to draw on: the notebook's, or stderr, whose terminal may close."""
+    from rich.console import Console
+
+    stream = None if in_notebook() else cast(IO[str], TolerantStream(sys.stderr))
+    return Console(file=stream, markup=False, highlight=False)
 
 
 class TolerantStream:

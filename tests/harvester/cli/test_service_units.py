@@ -23,6 +23,7 @@ from harvester.cli.explain import error_classes
 from harvester.config.run_section import BudgetSection
 from harvester.config.schedule import parse
 from harvester.errors import ConfigError
+from harvester.system import unit_text
 
 ROOT = Path(__file__).resolve().parents[3]
 NIGHTS = (parse("Mon-Fri 22:30-07:00 Europe/Berlin"), parse("Sat,Sun 00:00-24:00 UTC"))
@@ -259,7 +260,7 @@ def test_kubernetes_without_hours_is_a_job(tmp_path: Path) -> None:
     ("folder", "name"), [("My Run_7", "harvest-my-run-7"), ("日本", "harvest"), ("--x--", "harvest-x")]
 )
 def test_names_are_fit_for_kubernetes(tmp_path: Path, folder: str, name: str) -> None:
-    assert service_units.name_of(tmp_path / folder / "harvest.toml") == name
+    assert unit_text.name_of(tmp_path / folder / "harvest.toml", "harvest") == name
 
 
 def test_the_containerfile_copies_what_is_there_and_drops_root() -> None:
