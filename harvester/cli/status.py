@@ -7,15 +7,13 @@ from pathlib import Path
 import typer
 
 from harvester.cli.console import JSON, STORE, STORE_OF_RUN, emit
-from harvester.errors import FindingsError, RunState, UsageError
+from harvester.errors import FindingsError, UsageError
 from harvester.store import paths
 
 # Seconds between two looks at a run that `stop` waits for.
 POLL_S = 0.1
 # Seconds to wait for the run's own answer to `status`. After that the last heartbeat is shown.
 PATIENCE_S = 0.2
-# Lies in the folder of a fleet (`fleet.folder`).
-FLEET_STATE = "fleet.json"
 
 
 def register(app: typer.Typer) -> None:
@@ -43,6 +41,7 @@ def status(
     Of a fleet, name its folder (`store-fleet`).
     """
     from harvester.config import schedule
+    from harvester.fleet.folder import STATE
     from harvester.observe import status as run_status
     from harvester.run.control import client
 
@@ -50,7 +49,7 @@ def status(
         max_age_s = schedule.seconds(max_age)
     except ValueError as error:
         raise UsageError(str(error), place="--max-age") from None
-    if (store / FLEET_STATE).is_file():
+    if (store / STATE).is_file():
         _status_of_fleet(store, max_age_s, check=check, as_json=as_json)
         return
     live = client.ask(store, "status", patience_s=PATIENCE_S) if run_status.can_answer(store) else None
@@ -67,21 +66,21 @@ def status(
 
 def _status_of_fleet(folder: Path, max_age_s: float, *, check: bool, as_json: bool) -> None:
     """Show the status of a fleet, which its driver writes, with a line for each rank."""
-    import time
-
     from harvester.fleet.status import rank_lines
     from harvester.observe import status as run_status
     from harvester.store.journal.lock import is_held
+    from harvester.system.process_state import standing_text
 
-    current = run_status.read_status(folder)
-    alive = is_held(folder)
-    current |= {"alive": alive, "heartbeat_age_s": round(time.time() - current.get("updated_at", 0.0), 1)}
-    if not alive and current.get("state") in list(RunState):
-        current["state"] = "died"
+    current = run_status.with_process(folder, run_status.read_status(folder), alive=is_held(folder))
     emit(current, [*run_status.status_lines(current), *rank_lines(current)], as_json=as_json)
     problem = run_status.unhealthy_reason(current, max_age_s) if check else ""
     if problem:
-        raise FindingsError(problem, place=str(folder), remedy="`harvester fleet` resumes a fleet that ended")
+        remedy = "`harvester fleet` resumes a fleet that ended"
+        raise FindingsError(
+            problem,
+            place=str(folder),
+            remedy=standing_text(str(current.get("process", "")), current.get("pid", "?")) or remedy,
+        )
 
 
 def _grouped(store: Path, kind: str) -> tuple[dict[str, dict[str, int]], list[str]]:

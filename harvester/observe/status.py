@@ -85,20 +85,12 @@ def current_status(store: Path, live: Mapping[str, Any] | None = None) -> dict[s
     status = {**written, **validated_status(live or {})}
     if fault and not live:
         status["status_fault"] = fault
-    status["heartbeat_age_s"] = round(time.time() - status.get("updated_at", 0.0), 1)
-    if alive:
-        holder = read_holder(store / paths.LOCK)
-        status["process"] = process_state(holder)
-        if live is None and not -AHEAD_S <= status["heartbeat_age_s"] <= HUNG_AFTER_S:
-            status["state"] = "hung"
-    else:
+    status = with_process(store, status, alive=alive, answered=live is not None)
+    if not alive:
         status["holds"] = holds
         status["budgets"] = _budgets_now(status.get("budgets") or {}, spent)
-        if status.get("state") in list(RunState):
-            status["state"] = "died"
     return {
         **status,
-        "alive": alive,
         "store": str(store),
         "held": totals.held,
         "held_outcomes": totals.held_outcomes,
@@ -110,6 +102,26 @@ def current_status(store: Path, live: Mapping[str, Any] | None = None) -> dict[s
         "cost_microusd_ever": bill.billed_microusd,
         **_canary_ledger(store, alive=alive),
     }
+
+
+def with_process(
+    folder: Path, status: Mapping[str, Any], *, alive: bool, answered: bool = False
+) -> dict[str, Any]:
+    """Return a status with how old it is, and what the process does that writes it.
+
+    Args:
+        folder: of a store or a fleet, whose lock the process holds while it is `alive`.
+        answered: the process itself has answered just now.
+    """
+    age_s = round(time.time() - status.get("updated_at", 0.0), 1)
+    found = {**status, "alive": alive, "heartbeat_age_s": age_s}
+    if alive:
+        found["process"] = process_state(read_holder(folder / paths.LOCK))
+        if not answered and not -AHEAD_S <= age_s <= HUNG_AFTER_S:
+            found["state"] = "hung"
+    elif status.get("state") in list(RunState):
+        found["state"] = "died"
+    return found
 
 
 def _canary_ledger(store: Path, *, alive: bool) -> dict[str, int]:

@@ -74,11 +74,12 @@ def _newest(url: str) -> Path:
     content = hashlib.sha256(publication.model_copy(update={"made_at": "", "tool_version": ""}).to_bytes())
     name = _UNFIT.sub("-", publication.name).strip(".-") or "store"
     final = cache_folder() / "stores" / f"{name[:80]}-{content.hexdigest()[:16]}" / "store"
-    for shard in publication.shards:
-        _require_whole(location, final, shard)
     if final.is_dir() and publication.kind == "store" and not _is_proved(final):
         _move_away(final)
-    if not final.is_dir():
+    if final.is_dir():
+        for shard in publication.shards:
+            _require_whole(location, final, shard)
+    else:
         build(location, publication, final)
         _prove(final)
     return final
@@ -127,8 +128,6 @@ def _move_away(store: Path) -> None:
 def _require_whole(location: Location, store: Path, shard: PublishedShard) -> None:
     """Replace a shard of the cache that is gone or whose bytes have changed on disk."""
     path = store / shard.path
-    if not store.is_dir():
-        return
     try:
         if path.is_file():
             require_proved(path, shard.sha256, shard.size_bytes)
@@ -186,7 +185,7 @@ def _fill(
 ) -> None:
     def place(published: PublishedObject, path: Path) -> None:
         is_shard = isinstance(published, PublishedShard)  # which is proved below
-        source = fetched(location, published) if is_shard else _unchanged(location, published)
+        source = fetched(location, published, verify=not is_shard)
         if own:
             shutil.copyfile(source, path)
         else:
@@ -210,22 +209,15 @@ def _fill(
         list(pool.map(bring, (*publication.shards, *publication.files)))
     if publication.kind == "store":
         (folder / paths.SHARDS).mkdir(mode=0o700, exist_ok=True)
-        asks = b"" if publication.asks is None else _unchanged(location, publication.asks).read_bytes()
+        asks = b""
+        if publication.asks is not None:
+            asks = fetched(location, publication.asks, verify=True).read_bytes()
         try:
             sqlite.create(
                 folder, lambda connection: _enter(connection, publication, asks.splitlines(), folder)
             )
         except (sqlite3.IntegrityError, ValueError, KeyError, TypeError) as error:
             raise _damaged(location, str(error)) from None
-
-
-def _unchanged(location: Location, published: PublishedObject) -> Path:
-    """Return the path of an object in the cache; download it again if its bytes have changed on disk."""
-    path = fetched(location, published)
-    if sha256_of(path) == published.sha256:
-        return path
-    forget(published)
-    return fetched(location, published)
 
 
 def _require_rows(location: Location, shard: PublishedShard, path: Path) -> None:

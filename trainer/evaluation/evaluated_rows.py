@@ -63,6 +63,19 @@ def read(config: TrainConfig, renderer: Renderer, on_progress: Progress = no_pro
     )
 
 
+def read_held_out(
+    config: TrainConfig, renderer: Renderer, on_progress: Progress = no_progress
+) -> tuple[HeldOut, ...]:
+    """Read the held-out prompts alone, which may be none.
+
+    Raises:
+        DataError: what `dataset.read` and `builder.prepare` raise.
+    """
+    if not dataset.is_stored(config):
+        return dataset.read(config, learns=False).held_out
+    return corpus_rows.held_out_prompts(config, builder.prepare(config, renderer, on_progress).rows)
+
+
 def _stored(config: TrainConfig, renderer: Renderer, on_progress: Progress) -> EvaluatedRows:
     rows = builder.prepare(config, renderer, on_progress).rows
     _require_held_out(rows.held_out, config)

@@ -114,7 +114,7 @@ def _answered(config: TrainConfig, limit: int | None, renderer: Renderer) -> tup
         rows = [json.loads(line) for line in lines]
     except (OSError, ValueError):
         rows = []
-    held_out = evaluated_rows.read(config, renderer).held_out
+    held_out = evaluated_rows.read_held_out(config, renderer)
     if not card or [row["prompt_id"] for row in rows] != [held.prompt_id for held in held_out]:
         raise DataError(
             "there are no answers to these held-out prompts",

@@ -29,7 +29,13 @@ from trainer.data import dataset
 from trainer.data.chat_template import Renderer
 from trainer.data.dataset import HeldOut, Rows
 from trainer.errors import DataError
-from trainer.evaluation.evaluate import HeldOutTest, answer_limit, generate_answers, judged_text
+from trainer.evaluation.evaluate import (
+    HeldOutTest,
+    answer_limit,
+    generate_answers,
+    judged_text,
+    make_cheaper,
+)
 from trainer.evaluation.evaluated_rows import taught_lengths
 from trainer.evaluation.judging import verifiers_of
 from trainer.evaluation.scorecard import HEADLINE_SPLIT
@@ -281,9 +287,8 @@ class Stages:
             student = model.load_base_of(config, device)
         else:
             student = model.load_trained_student(config, self.adapter_of(training), device)
-            is_mergeable = device.type == "cpu" and config.has_mergeable_base
-            if is_mergeable and self._measure == "accuracy":
-                student.merge_adapter()
+            if self._measure == "accuracy":
+                make_cheaper(student, config, device)
         score = self._loss(student) if self._measure == "loss" else self._accuracy(student, title)
         failpoints.reach("stages.scored")
         write_json(path, {"key": key, "training": training, **asdict(score)})

@@ -1,1 +1,1 @@
-"""Do beside a pass what it needs while it lasts: status, canaries, terms, opening hours, mirror."""
+"""Do what a pass needs while it lasts: seal, write its status, check addresses, terms and hours, mirror."""

@@ -60,19 +60,18 @@ def read_chosen(
 def _texts(schema: pa.Schema, values: Mapping[str, Collection[str]]) -> Iterator[tuple[str, pa.Array]]:
     """Yield the columns that are tested, each with its values in the column's own type."""
     for name, texts in values.items():
-        if _is_text(schema, name):
-            kind = schema.field(name).type
-            kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        if (kind := _text_type(schema, name)) is not None:
             yield name, pa.array(list(texts), kind)
 
 
-def _is_text(schema: pa.Schema, name: str) -> bool:
+def _text_type(schema: pa.Schema, name: str) -> pa.DataType | None:
+    """Return the type of a column's values, if there is one column of this name, and its values are text."""
     if schema.names.count(name) != 1:
-        return False
+        return None
     kind = schema.field(name).type
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+    return kind if pa.types.is_string(kind) or pa.types.is_large_string(kind) else None
 
 
 def _has_match(file: pq.ParquetFile, number: int, tested: Mapping[str, pa.Array]) -> bool:

@@ -25,6 +25,8 @@ ROWS_PER_SLICE = 128
 FAR = 2**62
 # Most bytes of the journal whose rows lie ready; as columns they take about as much memory.
 MOST_READY_BYTES = 32 * 1024 * 1024
+# What tells whether answers are those of a slice that was made before.
+_SELECT_MARKS = "SELECT id, key, at_us, checksum FROM answers"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +37,14 @@ class Unsealed:
     last_id: int = FAR
     before_us: int = FAR
 
-    def query(self, columns: str) -> str:
-        """Return SQL that selects from those beyond an id, in order of arrival; see `bound`."""
+    def query(self, select: str) -> str:
+        """Return SQL for those beyond an id, in order of arrival; see `bound`.
+
+        Args:
+            select: "SELECT ... FROM answers".
+        """
         holes = ",".join("?" * len(self.runs))
-        return (
-            f"{columns} FROM answers WHERE run IN ({holes}) AND id > ? AND id <= ? AND at_us < ? ORDER BY id"
-        )
+        return f"{select} WHERE run IN ({holes}) AND id > ? AND id <= ? AND at_us < ? ORDER BY id"
 
     def bound(self, after: int) -> tuple[int, ...]:
         """Return the values of the query for the answers beyond this id."""
@@ -86,7 +90,7 @@ def _read(journal: Journal, unsealed: Unsealed, after: int) -> list[dict[str, An
     from harvester.store.shards import batching
     from harvester.store.shards.sample import SELECT_ANSWERS
 
-    query = unsealed.query(SELECT_ANSWERS.removesuffix(" FROM answers"))
+    query = unsealed.query(SELECT_ANSWERS)
     with (
         journal.reading() as connection,
         contextlib.closing(connection.execute(query, unsealed.bound(after))) as cursor,
@@ -142,7 +146,7 @@ class ReadyRows:
         if not self._slices or self._lineages.keys().isdisjoint(unsealed.runs):
             return None
         first = self._slices[0]
-        query = unsealed.query("SELECT id, key, at_us, checksum") + " LIMIT ?"
+        query = unsealed.query(_SELECT_MARKS) + " LIMIT ?"
         with journal.reading() as connection:
             marks = connection.execute(query, (*unsealed.bound(after), len(first.marks))).fetchall()
         is_same = tuple(marks) == first.marks
@@ -174,7 +178,7 @@ def _is_whole_slice_there(journal: Journal, unsealed: Unsealed, after: int) -> b
     """Whether as many answers came as make a slice, by their number or by their size."""
     from harvester.store.shards import batching
 
-    query = f"SELECT count(*), total(length(raw)) FROM ({unsealed.query('SELECT raw')} LIMIT ?)"  # noqa: S608
+    query = f"SELECT count(*), total(length(raw)) FROM ({unsealed.query('SELECT raw FROM answers')} LIMIT ?)"  # noqa: S608
     with journal.reading() as connection:
         count, size = connection.execute(query, (*unsealed.bound(after), ROWS_PER_SLICE)).fetchone()
     return bool(count == ROWS_PER_SLICE or size >= batching.MAX_BYTES)

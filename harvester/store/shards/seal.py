@@ -205,14 +205,14 @@ def _write(
                 keys += rows.keys
                 waiting_bytes += rows.stored_bytes
                 waiting_rows += rows.table.num_rows
-                if waiting_rows >= ROWS_PER_GROUP or waiting_bytes >= BYTES_PER_GROUP:
+                is_full = waiting_rows >= ROWS_PER_GROUP or waiting_bytes >= BYTES_PER_GROUP
+                if is_full:
                     writer.write_table(_in_one_piece(waiting).cast(writer.schema))
                     moved += waiting_bytes
                     waiting, waiting_bytes, waiting_rows = [], 0, 0
                     if sink.tell() >= target_bytes or len(keys) > ROWS_PER_SHARD - ROWS_PER_GROUP:
                         break
-                    yield
-                elif prepared is None:
+                if is_full or prepared is None:
                     yield
             if waiting:
                 writer.write_table(_in_one_piece(waiting).cast(writer.schema))

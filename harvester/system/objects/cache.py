@@ -13,6 +13,7 @@ from pathlib import Path
 
 from harvester.errors import StoreError
 from harvester.system.failpoints import reach
+from harvester.system.files import sha256_of
 from harvester.system.objects.location import Location
 from harvester.system.objects.publication import PublishedObject
 from harvester.system.objects.transfer import download
@@ -31,8 +32,11 @@ def cache_folder() -> Path:
         raise StoreError(str(error), place="~/.cache", remedy="set XDG_CACHE_HOME to a folder") from None
 
 
-def fetched(location: Location, published: PublishedObject) -> Path:
+def fetched(location: Location, published: PublishedObject, *, verify: bool = False) -> Path:
     """Return the path of an object in the cache; download and verify it first where it is not there.
+
+    Args:
+        verify: read one that is there already, and download it again if its bytes have changed on disk.
 
     Raises:
         RemoteStoreError: it is not there, or can't be read. StoreCorrupt: it is not what was published.
@@ -41,7 +45,8 @@ def fetched(location: Location, published: PublishedObject) -> Path:
     folder = cache_folder() / "objects" / published.sha256[:2]
     path = folder / published.sha256
     try:
-        if path.is_file() and path.stat().st_size == published.size_bytes:
+        is_there = path.is_file() and path.stat().st_size == published.size_bytes
+        if is_there and (not verify or sha256_of(path) == published.sha256):
             return path
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         handle, hidden = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=folder)

@@ -67,10 +67,13 @@ def read_samples(
     """
     places: dict[_Identity, list[int]] = {}
     for place in np.argsort(rows, kind="stable").tolist():
-        row = int(rows[place])
-        _, record = reader.record(row)
-        key = reader.digest(record, "key")
-        places.setdefault((key, reader.prompt_id(row), int(record["sample_index"])), []).append(place)
+        part, record = reader.record(int(rows[place]))
+        identity = (
+            reader.digest(record, "key"),
+            reader.prompt_id_of(part, record),
+            int(record["sample_index"]),
+        )
+        places.setdefault(identity, []).append(place)
     left = len(rows)
     wanted = list(dict.fromkeys([*_IDENTITY, *columns]))
     for sample in Corpus.open(config.corpus).samples(wanted, where=_Wanted(places)) if left else ():

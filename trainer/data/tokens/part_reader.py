@@ -117,7 +117,10 @@ class PartReader:
 
     def prompt_id(self, row: int) -> str:
         """Return the prompt id of a row."""
-        part, record = self.record(row)
+        return self.prompt_id_of(*self.record(row))
+
+    def prompt_id_of(self, part: int, record: Any) -> str:
+        """Return the prompt id of a row whose record was read (`record`)."""
         data = self._read(part, TEXTS, int(record["id_start"]), int(record["id_bytes"]))
         return data.decode("utf-8", "surrogatepass")
 

@@ -100,11 +100,13 @@ class StoredRows:
             yield self._leaf(int(row))
 
     def _leaf(self, row: int) -> Leaf:
-        _, record = self.reader.record(row)
+        part, record = self.reader.record(row)
         key, completion, origin = (
             self.reader.digest(record, name) for name in ("key", "completion", "origin")
         )
-        return Leaf(key, completion, origin, self.reader.prompt_id(row), int(record["sample_index"]))
+        return Leaf(
+            key, completion, origin, self.reader.prompt_id_of(part, record), int(record["sample_index"])
+        )
 
     def first(self, count: int) -> StoredRows:
         """Return the first rows only."""

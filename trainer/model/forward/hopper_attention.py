@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import itertools
+import threading
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -28,8 +29,8 @@ _HEADS = ((4, 4), (8, 2))
 _WINDOWS = (-1, 100)
 
 
-# What differed, or failed, in this process.
-_refused: set[str] = set()
+# Set once the kernel has failed or differed in this process.
+_is_refused = threading.Event()
 
 
 @lru_cache(maxsize=8)
@@ -51,7 +52,7 @@ def activate(device: torch.device, kernel: Callable[..., Any], head_size: int) -
         return False
     if NAME not in getattr(attention, "list_flash_attention_impls", tuple)():
         return False
-    if _refused:  # one process has one kernel: what failed for one head size is used for none
+    if _is_refused.is_set():  # one process has one kernel: what failed for one head size is used for none
         return False
     try:
         if is_active():  # for another head size; it is not to be compared with itself
@@ -66,7 +67,7 @@ def activate(device: torch.device, kernel: Callable[..., Any], head_size: int) -
     except Exception:  # noqa: BLE001 - a package for another torch, driver or device raises its own kinds
         is_alike = False
     if not is_alike:
-        _refused.add(NAME)
+        _is_refused.set()
         attention.restore_flash_attention_impl()
     return is_alike
 
@@ -78,7 +79,7 @@ def deactivate() -> None:
 
         attention.restore_flash_attention_impl()
     activate.cache_clear()
-    _refused.clear()
+    _is_refused.clear()
 
 
 def is_active() -> bool:
