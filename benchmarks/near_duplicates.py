@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--words", type=int, default=60)
     arguments = parser.parse_args()
-    from harvester.similarity.duplicates import Duplicates
+    from harvester.quality.similarity.duplicates import Duplicates
 
     duplicates = Duplicates("near")
     spent, right, missed, wrong, characters = 0.0, 0, 0, 0, 0

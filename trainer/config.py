@@ -22,10 +22,10 @@ from pydantic import (
 )
 
 from harvester.errors import ConfigError as HarvestConfigError
-from harvester.similarity.split import DEFAULT_EVAL_SHARE
+from harvester.quality.similarity.split import DEFAULT_EVAL_SHARE
+from harvester.quality.verifiers.settings import VerifySection
 from harvester.system.objects.url import refusals_of_a_setting, require_path_or_url, url_in
 from harvester.system.toml_file import Matching, read_toml, suggest_key, validate
-from harvester.verify.settings import VerifySection
 from trainer.errors import ConfigError
 
 Positive = Annotated[float, Field(gt=0)]

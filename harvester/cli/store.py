@@ -211,8 +211,8 @@ def score(
 ) -> None:
     """Judge stored answers with the verifiers of their tasks; show pass@1 and pass@n by task."""
     from harvester.export.score import score as judge_all
-    from harvester.verify import pass_rates, settings
-    from harvester.verify.verifiers import Verifiers
+    from harvester.quality.verifiers import pass_rates, settings
+    from harvester.quality.verifiers.verifiers import Verifiers
 
     try:
         ks = sorted({int(number) for number in k.split(",")}) if k else []
@@ -289,7 +289,7 @@ def export(
 ) -> None:
     """Write a corpus in a format that other trainers read."""
     from harvester.export import export as exporter
-    from harvester.similarity.settings import DecontaminateSection
+    from harvester.quality.similarity.settings import DecontaminateSection
     from harvester.store.where import Where
 
     section = DecontaminateSection(sets=tuple(map(str, decontaminate))) if decontaminate else None

@@ -24,12 +24,12 @@ from harvester.config.run_section import (
     ScheduleSection,
 )
 from harvester.config.teacher_section import TeacherSection
-from harvester.similarity.duplicates import DEFAULT_THRESHOLD, LEAST_THRESHOLD
-from harvester.similarity.settings import DecontaminateSection
+from harvester.quality.similarity.duplicates import DEFAULT_THRESHOLD, LEAST_THRESHOLD
+from harvester.quality.similarity.settings import DecontaminateSection
+from harvester.quality.verifiers.settings import VerifySection
 from harvester.system.objects.url import parse as parse_object_url
 from harvester.system.objects.url import refusals_of_a_setting, require_local
 from harvester.system.toml_file import read_toml, validate
-from harvester.verify.settings import VerifySection
 
 # Body fields that would change the model or the messages without the terms gate knowing.
 _UNGATED_FIELDS = frozenset({"model", "models", "messages", "prompt", "input", "route", "preset", "engine"})

@@ -27,8 +27,10 @@ from harvester.export.filters import FilterContext, chosen_by, named
 from harvester.export.masking import PRIVATE, mask
 from harvester.export.stratified import SampleSection
 from harvester.export.verdicts import judge_filter
-from harvester.similarity import settings as similarity_settings
-from harvester.similarity.settings import DecontaminateSection
+from harvester.quality.similarity import settings as similarity_settings
+from harvester.quality.similarity.settings import DecontaminateSection
+from harvester.quality.verifiers import settings as verify_settings
+from harvester.quality.verifiers.verifiers import Verifiers
 from harvester.store import paths, terms_check
 from harvester.store.mixing import Mixing
 from harvester.store.published import local_store
@@ -42,8 +44,6 @@ from harvester.system.failpoints import reach
 from harvester.system.files import fsync
 from harvester.system.objects.url import url_in
 from harvester.system.toml_file import read_toml
-from harvester.verify import settings as verify_settings
-from harvester.verify.verifiers import Verifiers
 
 _SUMMARY = CURATION_NAME
 DEFAULT_FILTERS = ("finished", "not_blank")

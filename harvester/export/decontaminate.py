@@ -11,8 +11,8 @@ from typing import IO, Any
 
 from harvester.api.types import OF_TEXTS
 from harvester.export.drops import Drop
-from harvester.similarity.leaks import leak_label, parse_label, user_texts
-from harvester.similarity.settings import DecontaminateSection, load_sets
+from harvester.quality.similarity.leaks import leak_label, parse_label, user_texts
+from harvester.quality.similarity.settings import DecontaminateSection, load_sets
 from harvester.store.reader import Corpus
 from harvester.store.shards.schema import Sample
 

@@ -24,7 +24,7 @@ from harvester.export.cards.notice import notice
 from harvester.export.decontaminate import HITS_NAME, RowLeaks
 from harvester.export.formats import COLUMNS, SHAPES, Shape, asked_of, inlined, schema_of, unfit
 from harvester.export.split_files import JsonlFiles, ParquetFiles, file_split
-from harvester.similarity.settings import DecontaminateSection
+from harvester.quality.similarity.settings import DecontaminateSection
 from harvester.store import terms_check
 from harvester.store.mixing import COLUMNS as MIXING_COLUMNS
 from harvester.store.mixing import Mixing

@@ -24,10 +24,10 @@ from harvester.export import (
 )
 from harvester.export.drops import Drop, Filter, chain
 from harvester.export.score import candidate_of
-from harvester.similarity.duplicates import DEFAULT_THRESHOLD, LEAST_THRESHOLD, Duplicates
+from harvester.quality.similarity.duplicates import DEFAULT_THRESHOLD, LEAST_THRESHOLD, Duplicates
+from harvester.quality.verifiers.verifiers import AnswerVerdict, Verifiers
 from harvester.store.shards.schema import Sample
 from harvester.store.where import Where
-from harvester.verify.verifiers import AnswerVerdict, Verifiers
 
 __all__ = ["FILTER_NAMES", "Drop", "Filter", "FilterContext", "chain", "named"]
 

@@ -56,7 +56,7 @@ def matches_pattern(pattern: str, *, wanted: bool = True) -> Filter:
 
     def check(sample: Sample) -> Drop | None:
         try:
-            call = "harvester.verify.limited_checks:has_pattern"
+            call = "harvester.quality.verifiers.limited_checks:has_pattern"
             occurs = bool(for_text.call(call, sample.completion or "", pattern, timeout_s=TIMEOUT_S))
         except (TimeoutError, MemoryError, ChildError) as error:
             return Drop("pattern_unchecked", type(error).__name__)

@@ -19,7 +19,7 @@ from typing import Any
 
 from harvester.errors import ConfigError
 from harvester.export.drops import Drop, Filter
-from harvester.similarity.texts import spaced_words
+from harvester.quality.similarity.texts import spaced_words
 from harvester.store.shards.schema import Sample
 
 Limits = Mapping[str, float]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from harvester.api.types import OF_TEXTS
+from harvester.quality.verifiers.pass_rates import TaskTally
+from harvester.quality.verifiers.verifiers import Candidate, Verifiers
 from harvester.store.reader import Corpus
 from harvester.store.shards.schema import Sample
-from harvester.verify.pass_rates import TaskTally
-from harvester.verify.verifiers import Candidate, Verifiers
 
 # Columns that a verifier looks at, and those that tell answers apart.
 COLUMNS = (

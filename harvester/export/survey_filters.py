@@ -10,9 +10,9 @@ from collections import Counter, defaultdict
 
 from harvester.export.drops import Drop
 from harvester.export.score import candidate_of
-from harvester.similarity.texts import normalised
+from harvester.quality.similarity.texts import normalised
+from harvester.quality.verifiers.verifiers import AnswerVerdict, Verifiers
 from harvester.store.shards.schema import Sample
-from harvester.verify.verifiers import AnswerVerdict, Verifiers
 
 
 class Agreement:

@@ -10,7 +10,7 @@ from typing import Any
 from harvester.errors import ConfigError
 from harvester.export.drops import Drop, Filter
 from harvester.export.refusal_phrases import REFUSALS
-from harvester.similarity.texts import normalised, words_of
+from harvester.quality.similarity.texts import normalised, words_of
 from harvester.store.shards.schema import Sample
 
 # Words of a run that may not come again and again, and the share of an answer in repeated runs from which

@@ -21,11 +21,11 @@ from harvester.config.config import HarvestConfig
 from harvester.config.judge_section import JudgeSection
 from harvester.errors import ConfigError
 from harvester.export.drops import Drop, Filter
+from harvester.quality.verifiers.wilson import wilson_limits
 from harvester.store import terms_check
 from harvester.store.reader import Corpus, holds_answers
 from harvester.store.shards.schema import Sample
 from harvester.system.files import sha256_of
-from harvester.verify.wilson import wilson_limits
 
 # Field of a judge's prompt that says what it judges; it is metadata, which is never sent.
 FIELD = "judges"

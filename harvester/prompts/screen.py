@@ -26,9 +26,9 @@ from harvester.errors import StoreError
 from harvester.prompts import reader
 from harvester.prompts.bad_lines import BadLines
 from harvester.prompts.row_rules import RowRules
-from harvester.similarity.duplicates import Duplicates
-from harvester.similarity.leaks import LeakIndex, leak_label, parse_label, user_texts
-from harvester.similarity.settings import load_sets
+from harvester.quality.similarity.duplicates import Duplicates
+from harvester.quality.similarity.leaks import LeakIndex, leak_label, parse_label, user_texts
+from harvester.quality.similarity.settings import load_sets
 from harvester.system import own_files
 
 SKIPPED_PROMPTS_NAME = "skipped_prompts.jsonl"

@@ -19,9 +19,9 @@ from harvester.api.types import Completion, Prompt, Request
 from harvester.config.config import HarvestConfig
 from harvester.errors import Ending
 from harvester.observe.counters import Counters
+from harvester.quality.verifiers.verifiers import AnswerVerdict, Candidate, Verifiers
 from harvester.run.endings import PassEnding
 from harvester.store.journal.records import asker_digest
-from harvester.verify.verifiers import AnswerVerdict, Candidate, Verifiers
 
 if TYPE_CHECKING:
     from harvester.store.shards.schema import Sample

@@ -35,6 +35,7 @@ from harvester.prompts.duplicate_ids import DuplicateIds
 from harvester.prompts.own_prompts import OwnPrompts
 from harvester.prompts.row_rules import RowRules, rules_of
 from harvester.prompts.screen import PromptScreen, SkippedPrompts
+from harvester.quality.verifiers.verifiers import Verifiers
 from harvester.run import sharding
 from harvester.run.background import canary_task
 from harvester.run.planning import plan
@@ -48,7 +49,6 @@ from harvester.system.command_line.extras import require
 from harvester.system.hosts import printable
 from harvester.teacher import policies
 from harvester.terms import gate as terms
-from harvester.verify.verifiers import Verifiers
 
 
 @dataclass(frozen=True, slots=True)

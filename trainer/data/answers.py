@@ -11,9 +11,9 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 from harvester.export.score import candidate_of
+from harvester.quality.verifiers.comparisons import normalise
+from harvester.quality.verifiers.verifiers import AnswerVerdict, Verifiers
 from harvester.store.shards.schema import Sample
-from harvester.verify.comparisons import normalise
-from harvester.verify.verifiers import AnswerVerdict, Verifiers
 from trainer.config import DataSection
 
 # How answers are ranked by verdict: an answer that nobody can verify comes before one that failed.

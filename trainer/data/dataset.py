@@ -17,7 +17,8 @@ import numpy.typing as npt
 from harvester.api.types import OF_TEXTS, Outcome
 from harvester.export.cards.curation import decontaminated_share
 from harvester.export.score import candidate_of
-from harvester.similarity.split import is_drawn, named_split, prompt_key
+from harvester.quality.similarity.split import is_drawn, named_split, prompt_key
+from harvester.quality.verifiers.verifiers import Candidate, Verifiers
 from harvester.store.mixing import COLUMNS as MIXING_COLUMNS
 from harvester.store.mixing import Mixing
 from harvester.store.reader import Corpus
@@ -25,7 +26,6 @@ from harvester.store.shards.schema import Sample
 from harvester.store.where import REMEDY as WHERE_REMEDY
 from harvester.store.where import Where
 from harvester.terms.lineage import FACT_COLUMNS, Lineage
-from harvester.verify.verifiers import Candidate, Verifiers
 from trainer.config import DataSection, TrainConfig
 from trainer.data import answers, soft_targets
 from trainer.data.chat_template import Example, Renderer

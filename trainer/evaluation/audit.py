@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from harvester.similarity.split import prompt_key
+from harvester.quality.similarity.split import prompt_key
 from harvester.store.shards.schema import Sample
 from trainer.config import OutSection, TrainConfig
 from trainer.data import dataset

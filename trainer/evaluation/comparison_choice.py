@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from harvester.verify.settings import EVERY_TASK, VerifierSection, VerifySection
-from harvester.verify.verifiers import Candidate
+from harvester.quality.verifiers.settings import EVERY_TASK, VerifierSection, VerifySection
+from harvester.quality.verifiers.verifiers import Candidate
 from trainer.evaluation import text_metrics
 
 # The comparisons, strictest first. Their names are those of verifiers and of metrics.

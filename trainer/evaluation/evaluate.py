@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from harvester.verify.verifiers import Reason, Verifiers
+from harvester.quality.verifiers.verifiers import Reason, Verifiers
 from trainer.config import TrainConfig
 from trainer.data import published_template
 from trainer.data.chat_template import Example, Renderer

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from harvester.errors import ConfigError
-from harvester.verify.wilson import Z95
+from harvester.quality.verifiers.wilson import Z95
 from trainer.config import TrainConfig
 from trainer.errors import DataError, StudentError
 from trainer.evaluation.scorecard import wilson_interval

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from harvester.verify.pass_rates import TaskTally
-from harvester.verify.verifiers import AnswerVerdict, Reason, Verifiers
+from harvester.quality.verifiers.pass_rates import TaskTally
+from harvester.quality.verifiers.verifiers import AnswerVerdict, Reason, Verifiers
 from trainer.config import TrainConfig
 from trainer.data.dataset import HeldOut
 from trainer.evaluation import comparison_choice

@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from harvester.quality.verifiers.wilson import wilson_limits
 from harvester.store.reader import Corpus
 from harvester.system.toml_file import read_toml
-from harvester.verify.wilson import wilson_limits
 from trainer.config import TrainConfig
 from trainer.errors import ConfigError, DataError, HarvestFailed
 from trainer.evaluation import intervals, neighbours, text_scores

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from harvester.verify.wilson import wilson_limits
+from harvester.quality.verifiers.wilson import wilson_limits
 from trainer.evaluation import intervals
 
 MODELS = ("base", "student", "teacher")

@@ -14,7 +14,7 @@ from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
-from harvester.verify import comparisons
+from harvester.quality.verifiers import comparisons
 
 _WORD = re.compile(r"\w+")
 # A number that is all of a reference, or nearly: "42", "$1,200.50", "75 %".

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any, Protocol
 
-from harvester.verify.refusals import is_refusal
-from harvester.verify.verifiers import Candidate
+from harvester.quality.verifiers.refusals import is_refusal
+from harvester.quality.verifiers.verifiers import Candidate
 from trainer.data.dataset import HeldOut
 from trainer.evaluation import intervals, text_metrics
 from trainer.evaluation.scorecard import FEWEST_PROMPTS, MOST_TAGS, wilson_interval

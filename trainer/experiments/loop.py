@@ -14,9 +14,9 @@ import numpy as np
 
 from harvester.api.types import OF_TEXTS
 from harvester.export.score import candidate_of
-from harvester.similarity.split import prompt_key
+from harvester.quality.similarity.split import prompt_key
+from harvester.quality.verifiers.verifiers import AnswerVerdict, Verifiers
 from harvester.store.reader import Corpus
-from harvester.verify.verifiers import AnswerVerdict, Verifiers
 from trainer.data import dataset
 from trainer.data.dataset import Rows
 from trainer.errors import DataError

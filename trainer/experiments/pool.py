@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from harvester.similarity.split import prompt_key
+from harvester.quality.similarity.split import prompt_key
+from harvester.quality.verifiers.verifiers import AnswerVerdict, Candidate, Verifiers
 from harvester.store.shards.schema import Sample
-from harvester.verify.verifiers import AnswerVerdict, Candidate, Verifiers
 from trainer.config import DataSection
 from trainer.data import dataset
 from trainer.data.conversation import Conversation

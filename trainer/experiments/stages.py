@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from harvester.quality.verifiers.verifiers import AnswerVerdict
 from harvester.system import failpoints
-from harvester.verify.verifiers import AnswerVerdict
 from trainer.config import OutSection, TrainConfig, TrainSection
 from trainer.data import dataset
 from trainer.data.chat_template import Renderer

@@ -19,6 +19,7 @@ from harvester.config.teacher_section import PriceSection
 from harvester.config.transport import Transport
 from harvester.observe.counters import PassLimits
 from harvester.prompts.screen import SkippedPrompts
+from harvester.quality.verifiers.verifiers import AnswerVerdict, Verifiers
 from harvester.run.accept import expected_asked
 from harvester.run.planning import token_estimate
 from harvester.run.planning.plan_result import Plan
@@ -36,7 +37,6 @@ from harvester.teacher.choice_limit import ChoiceLimit
 from harvester.teacher.limiter.limits import Quantity, configured_limits
 from harvester.teacher.policies import build_budget
 from harvester.terms import gate
-from harvester.verify.verifiers import AnswerVerdict, Verifiers
 
 if TYPE_CHECKING:
     from harvester.store.maintain.other_store import OtherStore

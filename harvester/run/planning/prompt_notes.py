@@ -9,8 +9,8 @@ from harvester.api.request_key import short_digest
 from harvester.api.types import Prompt
 from harvester.config.config import ROW_SETTINGS, SamplingSection
 from harvester.prompts.recognise import SENT_FIELDS
-from harvester.similarity.leaks import user_texts
-from harvester.similarity.texts import normalised
+from harvester.quality.similarity.leaks import user_texts
+from harvester.quality.similarity.texts import normalised
 
 # Fields of a prompt line that look as if they were sent. They are metadata: [sampling] sets them for all.
 _LOOK_SENT = frozenset(SamplingSection.model_fields) - {"extra", "stream", "samples"}

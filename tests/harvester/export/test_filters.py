@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from harvester.errors import ConfigError
 from harvester.export import filters
+from harvester.quality.verifiers.settings import VerifierSection
+from harvester.quality.verifiers.verifiers import Verifiers
 from harvester.store.shards.schema import Sample
-from harvester.verify.settings import VerifierSection
-from harvester.verify.verifiers import Verifiers
 
 
 def sample(

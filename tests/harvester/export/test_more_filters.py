@@ -16,10 +16,10 @@ from harvester.export.cards.curation import curation_lines
 from harvester.export.drops import Drop, Filter, Survey
 from harvester.export.masking import PII, SECRETS, mask
 from harvester.export.text_filters import repeated_share
+from harvester.quality.verifiers.settings import VerifierSection
+from harvester.quality.verifiers.verifiers import Verifiers
 from harvester.store.reader import Corpus
 from harvester.store.shards.schema import Sample
-from harvester.verify.settings import VerifierSection
-from harvester.verify.verifiers import Verifiers
 from tests.commands import run as run_command
 from tests.trainer import tiny
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harvester.verify.settings import VerifierSection
-from harvester.verify.verifiers import Verifiers
+from harvester.quality.verifiers.settings import VerifierSection
+from harvester.quality.verifiers.verifiers import Verifiers
 from tests.trainer import tiny
 from trainer import config as settings
 from trainer.config import DataSection

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from harvester.verify.refusals import is_refusal
-from harvester.verify.verifiers import Candidate
+from harvester.quality.verifiers.refusals import is_refusal
+from harvester.quality.verifiers.verifiers import Candidate
 from trainer.console import text_score_lines
 from trainer.evaluation import comparison_choice, text_metrics
 

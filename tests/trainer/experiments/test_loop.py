@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from harvester.mock_teacher.running import RunningMock, start_in_thread
 from harvester.mock_teacher.settings import EVERY_TASK, MockSettings
-from harvester.similarity.split import prompt_key
+from harvester.quality.similarity.split import prompt_key
+from harvester.quality.verifiers.settings import VerifierSection
+from harvester.quality.verifiers.verifiers import Candidate, Verifiers
 from harvester.store.reader import Corpus
-from harvester.verify.settings import VerifierSection
-from harvester.verify.verifiers import Candidate, Verifiers
 from tests.trainer import tiny
 from tests.trainer.command_line import run_trainer  # noqa: F401 - a fixture
 from trainer.config import DataSection

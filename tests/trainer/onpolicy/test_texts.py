@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from harvester.verify.verifiers import Candidate
+from harvester.quality.verifiers.verifiers import Candidate
 from tests.trainer import tiny
 from trainer.data.chat_template import Renderer
 from trainer.data.student_tokens import StudentTokens

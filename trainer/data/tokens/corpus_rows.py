@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from harvester.similarity.split import prompt_key
+from harvester.quality.similarity.split import prompt_key
 from harvester.store.reader import Corpus
 from harvester.store.shards.schema import Sample
 from trainer.config import TrainConfig

@@ -15,13 +15,13 @@ import numpy as np
 
 from harvester.api.types import OF_TEXTS, Outcome
 from harvester.export.score import candidate_of
-from harvester.similarity.split import prompt_key
+from harvester.quality.similarity.split import prompt_key
+from harvester.quality.verifiers.comparisons import normalise
+from harvester.quality.verifiers.verifiers import AnswerVerdict, Verifiers
 from harvester.store.mixing import COLUMNS as MIXING_COLUMNS
 from harvester.store.mixing import Mixing
 from harvester.store.shards.schema import Sample
 from harvester.store.where import Where
-from harvester.verify.comparisons import normalise
-from harvester.verify.verifiers import AnswerVerdict, Verifiers
 from trainer.config import DataSection, TrainConfig
 from trainer.data import answers, data_checks, dataset, published_template
 from trainer.data.chat_template import Example, Renderer

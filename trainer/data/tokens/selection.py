@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from harvester.verify.verifiers import AnswerVerdict
+from harvester.quality.verifiers.verifiers import AnswerVerdict
 from trainer.config import DataSection
 from trainer.data import answers
 from trainer.data.tokens.part_reader import PartReader, RowNumbers

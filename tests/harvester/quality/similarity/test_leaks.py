@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from harvester.errors import ConfigError
-from harvester.similarity import eval_sets
-from harvester.similarity.leaks import LeakIndex, LeakKind
-from harvester.similarity.settings import DecontaminateSection, EvalSetSection, load_sets
+from harvester.quality.similarity import eval_sets
+from harvester.quality.similarity.leaks import LeakIndex, LeakKind
+from harvester.quality.similarity.settings import DecontaminateSection, EvalSetSection, load_sets
 
 SUBJECTS = ["trains", "rivers", "planets", "bridges", "markets", "engines", "islands", "forests", "clocks"]
 VERBS = ["cross", "reach", "leave", "measure", "repair", "describe", "compare", "visit", "follow", "observe"]

@@ -22,8 +22,8 @@ from operator import eq
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Literal
 
-from harvester.similarity.hash_table import HashTable
-from harvester.similarity.texts import normalised, numbers_in, shingles_of
+from harvester.quality.similarity.hash_table import HashTable
+from harvester.quality.similarity.texts import normalised, numbers_in, shingles_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harvester.similarity import hash_table
-from harvester.similarity.duplicates import Duplicates, Match, rows_of_band, signature_of
-from harvester.similarity.hash_table import HashTable
-from harvester.similarity.texts import normalised, shingles_of, words_of
+from harvester.quality.similarity import hash_table
+from harvester.quality.similarity.duplicates import Duplicates, Match, rows_of_band, signature_of
+from harvester.quality.similarity.hash_table import HashTable
+from harvester.quality.similarity.texts import normalised, shingles_of, words_of
 
 WORDS = [
     f"{first}{last}"

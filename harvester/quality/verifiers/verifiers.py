@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from harvester.errors import ConfigError
+from harvester.quality.verifiers import code_check, comparisons
+from harvester.quality.verifiers.settings import EVERY_TASK, VerifierSection, VerifySection
 from harvester.system import json_schema
 from harvester.system.limited_child import ChildError, LimitedChild, for_text
-from harvester.verify import code_check, comparisons
-from harvester.verify.settings import EVERY_TASK, VerifierSection, VerifySection
 
 # Time limit of importing a verifier's function.
 IMPORT_TIMEOUT_S = 120.0
@@ -171,7 +171,7 @@ class Verifiers:
     def _call(self, name: str, verifier: VerifierSection, candidate: Candidate, text: str) -> bool | None:
         self._load(name)
         verdict: bool | None = self._children[name].call(
-            "harvester.verify.limited_checks:call_function",
+            "harvester.quality.verifiers.limited_checks:call_function",
             self._folder,
             verifier.function,
             text,
@@ -187,7 +187,7 @@ class Verifiers:
             return
         function = self._section[name].function
         self._children[name].call(
-            "harvester.verify.limited_checks:load_function",
+            "harvester.quality.verifiers.limited_checks:load_function",
             self._folder,
             function,
             timeout_s=IMPORT_TIMEOUT_S,
@@ -227,6 +227,6 @@ def _compared(verifier: VerifierSection, text: str, reference: str) -> Judgement
 
 def _check(verifier: VerifierSection, text: str) -> bool:
     if verifier.kind == "regex":
-        call = "harvester.verify.limited_checks:has_pattern"
+        call = "harvester.quality.verifiers.limited_checks:has_pattern"
         return bool(for_text.call(call, text, verifier.pattern, timeout_s=verifier.timeout_s))
     return json_schema.is_valid_within(text, json_schema.encoded(verifier.json_schema), verifier.timeout_s)

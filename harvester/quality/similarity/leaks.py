@@ -17,9 +17,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from harvester.similarity.duplicates import DEFAULT_THRESHOLD, Duplicates
-from harvester.similarity.hash_table import HashTable
-from harvester.similarity.texts import normalised, words_of
+from harvester.quality.similarity.duplicates import DEFAULT_THRESHOLD, Duplicates
+from harvester.quality.similarity.hash_table import HashTable
+from harvester.quality.similarity.texts import normalised, words_of
 
 # Words of a run.
 RUN_WORDS = 13

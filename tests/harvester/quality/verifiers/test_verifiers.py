@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harvester.errors import ConfigError
-from harvester.verify import comparisons, settings
-from harvester.verify.pass_rates import TaskTally, pass_at
-from harvester.verify.verifiers import AnswerVerdict, Candidate, Judgement, Reason, Verifiers
+from harvester.quality.verifiers import comparisons, settings
+from harvester.quality.verifiers.pass_rates import TaskTally, pass_at
+from harvester.quality.verifiers.verifiers import AnswerVerdict, Candidate, Judgement, Reason, Verifiers
 
 FUNCTIONS = """
 import os, time

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from harvester.quality.verifiers.verifiers import AnswerVerdict, Judgement
 from harvester.system.command_line.text_table import aligned
-from harvester.verify.verifiers import AnswerVerdict, Judgement
 
 
 def pass_at(k: int, judged: int, passed: int) -> float:

@@ -1,0 +1,1 @@
+"""Judge texts: duplicates and near duplicates, overlap with evaluation sets, verifiers of answers."""
