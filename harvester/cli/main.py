@@ -5,7 +5,6 @@ Commands import what they need when they run, so that `--help` loads neither htt
 
 from __future__ import annotations
 
-import gc
 import io
 import os
 import sys
@@ -27,6 +26,7 @@ from harvester.cli import (
 from harvester.cli.commands import HarvesterApp
 from harvester.cli.console import emit, message, stdout_error
 from harvester.errors import HarvesterError, StoreError
+from harvester.system import collection
 from harvester.system.command_line.unused_imports import skip_unused_imports
 from harvester.system.command_line.version import version_option
 from harvester.system.open_files import SHORTAGE
@@ -35,10 +35,6 @@ EXIT_CODES = """Exit codes: 0 complete; 1 verify or --check found a problem; 2 w
 3 complete, but more rows failed than max_failed; 4 the teacher refuses (key, quota, model); 5 storage error;
 10 stopped at a limit, resumable; 75 another process uses the store; 77 the terms do not permit it;
 130 or 143 interrupted by a signal, resumable."""
-
-# Objects after which a young garbage collection runs, in place of 700: modules that are being imported are no
-# garbage, and collections among them take a tenth of the time until the first request.
-YOUNG_OBJECTS = 30_000
 
 app = HarvesterApp(
     name="harvester",
@@ -78,7 +74,7 @@ def main() -> None:
         ["judge"],
     ):  # other commands import functions of users, which may need pandas
         skip_unused_imports()
-        gc.set_threshold(YOUNG_OBJECTS)
+        collection.put_off()
     _standard_streams()
     try:
         app(prog_name="harvester")

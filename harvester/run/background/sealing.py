@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
-import gc
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +11,7 @@ from pathlib import Path
 from harvester.store.journal.group_commit import GroupCommit
 from harvester.store.maintain.seal_hold import SealHold
 from harvester.store.shards.ready_rows import ReadyRows
+from harvester.system.collection import exempt_modules
 from harvester.system.paused_imports import paused_imports
 
 # Seconds after which Arrow is loaded though no request was sent.
@@ -46,7 +45,7 @@ class Sealing:
             await asyncio.wait_for(self.sent.wait(), ARROW_AFTER_S)
         await asyncio.to_thread(_load_arrow, self.hurry)
         if self.owns_process:
-            _exempt_modules_from_collection()
+            exempt_modules()
         self._is_loaded.set()
         from harvester.store.maintain import seal_task
 
@@ -73,13 +72,3 @@ def _load_arrow(hurry: threading.Event) -> None:
         from harvester.store.maintain import seal_task  # noqa: F401
 
         pa.array([""])  # the first array looks for pandas
-
-
-@functools.cache
-def _exempt_modules_from_collection() -> None:
-    """Freeze what is loaded, once in a process: what is frozen is not collected any more.
-
-    Full garbage collections would look through all modules again and again: a fifth of the time of sealing.
-    `gc.get_freeze_count` would walk all of it, too, while no other thread runs.
-    """
-    gc.freeze()
