@@ -9,6 +9,7 @@ from typing import Any
 
 import typer
 
+from harvester.cli.commands import CONTROL, HarvesterApp
 from harvester.cli.console import JSON, STORE_OF_RUN, Status, emit, message, progress_display, write_stdout
 from harvester.cli.detach import log_of
 from harvester.errors import FindingsError, RunState
@@ -21,9 +22,9 @@ LOOK_S, LINE_S = 0.25, 2.0
 PATIENCE_S = 0.5
 
 
-def register(app: typer.Typer) -> None:
+def register(app: HarvesterApp) -> None:
     """Add the command of this module to `app`."""
-    app.command(epilog="Example: harvester attach my-run/store")(attach)
+    app.command(epilog="Example: harvester attach my-run/store", section=CONTROL)(attach)
 
 
 def attach(

@@ -7,6 +7,15 @@ from typing import Any
 from harvester.cli.console import log_as_json, message
 from harvester.system.command_line.verb_command import VerbApp, VerbCommand
 
+# Titles of the sections of `harvester --help`.
+PREPARE = "Prepare a harvest"
+HARVEST = "Harvest"
+CONTROL = "Control a run"
+LOOK = "Look at a store"
+KEEP = "Keep a store"
+CORPUS = "Make and share a corpus"
+REFERENCE = "Try it, or look something up"
+
 
 class HarvesterCommand(VerbCommand):
     """A command of the harvester."""

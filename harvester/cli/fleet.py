@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from harvester.cli.commands import HARVEST, HarvesterApp
 from harvester.cli.console import JSON, emit, log_as_json, message, progress_display
 from harvester.cli.run_options import BUDGET_PER, CONFIG, EPOCH, GRACE, LOG_JSON, MAX_RUNTIME
 from harvester.config.budget_spans import BudgetSpan
@@ -20,9 +21,9 @@ if TYPE_CHECKING:
     from harvester.fleet.driver import FleetSummary
 
 
-def register(app: typer.Typer) -> None:
+def register(app: HarvesterApp) -> None:
     """Add the command of this module to `app`."""
-    app.command(epilog="Example: harvester fleet my-run/harvest.toml --address auto")(fleet)
+    app.command(epilog="Example: harvester fleet my-run/harvest.toml --address auto", section=HARVEST)(fleet)
 
 
 def fleet(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NoReturn
 import typer
 
 from harvester import library
+from harvester.cli.commands import HARVEST, PREPARE, HarvesterApp
 from harvester.cli.console import JSON, Status, emit, log_as_json, message, progress_display
 from harvester.cli.run_options import BUDGET_PER, CONFIG, EPOCH, GRACE, LOG_JSON, MAX_RUNTIME
 from harvester.config.budget_spans import BudgetSpan
@@ -28,11 +29,11 @@ SHARD = typer.Option(
 )
 
 
-def register(app: typer.Typer) -> None:
+def register(app: HarvesterApp) -> None:
     """Add the commands of this module to `app`."""
-    app.command(epilog="Example: harvester init my-run")(init)
-    app.command(epilog="Example: harvester plan my-run/harvest.toml")(plan)
-    app.command(epilog="Example: harvester run my-run/harvest.toml --max-usd 2")(run)
+    app.command(epilog="Example: harvester init my-run", section=PREPARE)(init)
+    app.command(epilog="Example: harvester plan my-run/harvest.toml", section=PREPARE)(plan)
+    app.command(epilog="Example: harvester run my-run/harvest.toml --max-usd 2", section=HARVEST)(run)
 
 
 def init(

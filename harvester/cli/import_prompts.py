@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
+from harvester.cli.commands import PREPARE, HarvesterApp
 from harvester.cli.console import JSON, emit, message
 from harvester.errors import UsageError
 
@@ -16,9 +17,11 @@ if TYPE_CHECKING:
 Answers = Literal["drop", "reference"]
 
 
-def register(app: typer.Typer) -> None:
+def register(app: HarvesterApp) -> None:
     """Add the command of this module to `app`."""
-    app.command("import", epilog="Example: harvester import alpaca.json --answers reference")(import_prompts)
+    app.command(
+        "import", epilog="Example: harvester import alpaca.json --answers reference", section=PREPARE
+    )(import_prompts)
 
 
 def import_prompts(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from harvester.cli.commands import HARVEST, HarvesterApp
 from harvester.cli.console import JSON, emit, message
 from harvester.cli.harvest import run_prepared
 from harvester.cli.run_options import CONFIG
@@ -20,9 +21,9 @@ if TYPE_CHECKING:
 _DONE = frozenset({0, 3})
 
 
-def register(app: typer.Typer) -> None:
+def register(app: HarvesterApp) -> None:
     """Add the command."""
-    app.command(epilog="Example: harvester judge judge.toml")(judge)
+    app.command(epilog="Example: harvester judge judge.toml", section=HARVEST)(judge)
 
 
 def judge(

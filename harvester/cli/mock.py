@@ -9,6 +9,7 @@ from pathlib import Path
 
 import typer
 
+from harvester.cli.commands import REFERENCE, HarvesterApp
 from harvester.cli.console import JSON, emit, message
 from harvester.errors import UsageError
 from harvester.system.command_line import verb_command
@@ -18,15 +19,16 @@ _PREFIX = verb_command.variable_name("HARVESTER", "mock-teacher")
 _YES, _NO = frozenset({"1", "true", "t", "yes", "y", "on"}), frozenset({"0", "false", "f", "no", "n", "off"})
 
 
-def register(app: typer.Typer) -> None:
+def register(app: HarvesterApp) -> None:
     """Add the commands of this module to `app`."""
     app.command(
         "mock-teacher",
         epilog="Example: harvester mock-teacher --port 8000 --rpm 600 --latency 0.2",
         context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
         add_help_option=False,
+        section=REFERENCE,
     )(mock_teacher)
-    app.command(epilog="Example: harvester demo data/demo")(demo)
+    app.command(epilog="Example: harvester demo data/demo", section=REFERENCE)(demo)
 
 
 def mock_teacher(context: typer.Context) -> None:

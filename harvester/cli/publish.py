@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import typer
 
+from harvester.cli.commands import CORPUS, HarvesterApp
 from harvester.cli.console import JSON, STORE, emit, message
 from harvester.system.counted import counted
 
@@ -26,11 +27,13 @@ _BESIDE = typer.Option(
 )
 
 
-def register(app: typer.Typer) -> None:
+def register(app: HarvesterApp) -> None:
     """Add the commands of this module to `app`."""
-    app.command(epilog="Example: harvester publish my-run/store s3://bucket/my-run")(publish)
-    app.command(epilog="Example: harvester fetch s3://bucket/my-run my-copy")(fetch)
-    app.command(epilog="Example: harvester push my-run/store my-name/my-corpus --upload")(push)
+    app.command(epilog="Example: harvester publish my-run/store s3://bucket/my-run", section=CORPUS)(publish)
+    app.command(epilog="Example: harvester fetch s3://bucket/my-run my-copy", section=CORPUS)(fetch)
+    app.command(epilog="Example: harvester push my-run/store my-name/my-corpus --upload", section=CORPUS)(
+        push
+    )
 
 
 def publish(

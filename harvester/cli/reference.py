@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from harvester.cli.commands import HarvesterApp
+from harvester.cli.commands import PREPARE, REFERENCE, HarvesterApp
 from harvester.cli.console import JSON, emit
 from harvester.cli.run_options import CONFIG
 from harvester.config.shard import MOST_SHARDS
@@ -17,12 +17,12 @@ from harvester.errors import UsageError
 config_app = HarvesterApp(help="Describe the keys of harvest.toml.")
 
 
-def register(app: typer.Typer) -> None:
+def register(app: HarvesterApp) -> None:
     """Add the commands of this module to `app`."""
-    app.command(epilog="Example: harvester explain rate_limited")(explain)
-    app.command(epilog="Example: harvester schedule --systemd my-run/harvest.toml")(schedule)
+    app.command(epilog="Example: harvester explain rate_limited", section=REFERENCE)(explain)
+    app.command(epilog="Example: harvester schedule --systemd my-run/harvest.toml", section=PREPARE)(schedule)
     config_app.command(epilog="Example: harvester config schema > harvest.schema.json")(schema)
-    app.add_typer(config_app, name="config")
+    app.add_typer(config_app, name="config", rich_help_panel=REFERENCE)
 
 
 def explain(

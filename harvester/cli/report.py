@@ -6,16 +6,18 @@ from pathlib import Path
 
 import typer
 
+from harvester.cli.commands import LOOK, HarvesterApp
 from harvester.cli.console import JSON, READ_STORE, STORE, emit, write_stdout
 
 
-def register(app: typer.Typer) -> None:
+def register(app: HarvesterApp) -> None:
     """Add the commands of this module to `app`."""
-    app.command(epilog="Example: harvester report my-run/store")(report)
-    app.command(epilog="Example: harvester view my-run/store --port 8765")(view)
-    app.command(epilog="Example: harvester metrics my-run/store --out /var/lib/node_exporter/harvest.prom")(
-        metrics
-    )
+    app.command(epilog="Example: harvester report my-run/store", section=LOOK)(report)
+    app.command(epilog="Example: harvester view my-run/store --port 8765", section=LOOK)(view)
+    app.command(
+        epilog="Example: harvester metrics my-run/store --out /var/lib/node_exporter/harvest.prom",
+        section=LOOK,
+    )(metrics)
 
 
 def report(

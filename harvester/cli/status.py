@@ -6,6 +6,7 @@ from pathlib import Path
 
 import typer
 
+from harvester.cli.commands import CONTROL, HarvesterApp
 from harvester.cli.console import JSON, STORE, STORE_OF_RUN, emit
 from harvester.errors import FindingsError, UsageError
 from harvester.store import paths
@@ -16,16 +17,19 @@ POLL_S = 0.1
 PATIENCE_S = 0.2
 
 
-def register(app: typer.Typer) -> None:
+def register(app: HarvesterApp) -> None:
     """Add the commands of this module to `app`."""
-    app.command(epilog="Example: harvester status my-run/store --check --max-age 10m")(status)
-    app.command(epilog="Example: harvester pause my-run/store")(pause)
-    app.command(epilog="Example: harvester resume my-run/store")(resume)
-    app.command(epilog="Example: harvester stop my-run/store")(stop)
+    app.command(epilog="Example: harvester status my-run/store --check --max-age 10m", section=CONTROL)(
+        status
+    )
+    app.command(epilog="Example: harvester pause my-run/store", section=CONTROL)(pause)
+    app.command(epilog="Example: harvester resume my-run/store", section=CONTROL)(resume)
+    app.command(epilog="Example: harvester stop my-run/store", section=CONTROL)(stop)
     app.command(
         "set",
         epilog="Example: harvester set my-run/store rpm 300",
         context_settings={"ignore_unknown_options": True},  # so that a VALUE below 0 is refused in words
+        section=CONTROL,
     )(set_)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import typer
 
 from harvester import library
+from harvester.cli.commands import CORPUS, KEEP, HarvesterApp
 from harvester.cli.console import JSON, READ_STORE, STORE, emit, message
 from harvester.errors import FindingsError, UsageError
 from harvester.store import paths
@@ -22,17 +23,19 @@ Shape = Literal["prompt-completion", "messages", "openai", "sharegpt"]
 Reasoning = Literal["keep", "inline", "drop"]
 
 
-def register(app: typer.Typer) -> None:
+def register(app: HarvesterApp) -> None:
     """Add the commands of this module to `app`."""
-    app.command(epilog="Example: harvester seal my-run/store")(seal)
-    app.command(epilog="Example: harvester verify my-run/store")(verify)
-    app.command(epilog="Example: harvester purge my-run/store --prompt-id p17")(purge)
-    app.command(epilog="Example: harvester rederive my-run/store")(rederive)
-    app.command(epilog="Example: harvester adopt my-run/store --identity team-llama")(adopt)
-    app.command(epilog="Example: harvester merge my-run/store-*-of-8 my-run/store")(merge)
-    app.command(epilog="Example: harvester score my-run/store --verify my-run/harvest.toml")(score)
-    app.command(epilog="Example: harvester curate curate.toml")(curate)
-    app.command(epilog="Example: harvester export my-run/store out --to messages")(export)
+    app.command(epilog="Example: harvester seal my-run/store", section=KEEP)(seal)
+    app.command(epilog="Example: harvester verify my-run/store", section=KEEP)(verify)
+    app.command(epilog="Example: harvester purge my-run/store --prompt-id p17", section=KEEP)(purge)
+    app.command(epilog="Example: harvester rederive my-run/store", section=KEEP)(rederive)
+    app.command(epilog="Example: harvester adopt my-run/store --identity team-llama", section=KEEP)(adopt)
+    app.command(epilog="Example: harvester merge my-run/store-*-of-8 my-run/store", section=KEEP)(merge)
+    app.command(epilog="Example: harvester score my-run/store --verify my-run/harvest.toml", section=CORPUS)(
+        score
+    )
+    app.command(epilog="Example: harvester curate curate.toml", section=CORPUS)(curate)
+    app.command(epilog="Example: harvester export my-run/store out --to messages", section=CORPUS)(export)
 
 
 def seal(store: Path = STORE, as_json: bool = JSON) -> None:

@@ -10,7 +10,7 @@ from typing import Literal
 
 import typer
 
-from harvester.cli.commands import HarvesterApp
+from harvester.cli.commands import PREPARE, HarvesterApp
 from harvester.cli.console import JSON, emit
 from harvester.cli.run_options import CONFIG
 
@@ -27,7 +27,7 @@ Outcome = Literal["unchanged", "changed"]
 terms_app = HarvesterApp(help="Show what a teacher's terms permit. Our reading of them, not legal advice.")
 
 
-def register(app: typer.Typer) -> None:
+def register(app: HarvesterApp) -> None:
     """Add the commands of this module to `app`."""
     terms_app.command("list", epilog="Example: harvester terms list --permit")(list_records)
     terms_app.command(epilog="Example: harvester terms show openai-api-2026-01-01")(show)
@@ -35,7 +35,7 @@ def register(app: typer.Typer) -> None:
     terms_app.command(epilog="Example: harvester terms record --beside my-run")(record)
     terms_app.command(epilog="Example: harvester terms review mock-teacher --beside my-run")(review)
     terms_app.command(epilog="Example: harvester terms new --beside my-run")(new)
-    app.add_typer(terms_app, name="terms")
+    app.add_typer(terms_app, name="terms", rich_help_panel=PREPARE)
 
 
 def list_records(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -160,3 +161,15 @@ def test_a_number_that_nothing_can_count_with_is_refused_by_its_flag(words: str,
     done = CliRunner().invoke(main.app, ["run", str(tmp_path / "none.toml"), *words.split()])
     text = done.output + str(getattr(done.exception, "place", ""))
     assert (getattr(done.exception, "exit_code", done.exit_code), words.split()[0] in text) == (2, True)
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_help_lists_every_verb_once_in_a_section(program: str) -> None:
+    """A verb without a section would stand below "Commands"."""
+    shown = CliRunner().invoke(PROGRAMS[program].app, ["--help"], terminal_width=80).output
+    listed = shown.partition("Options:")[2]
+    titles = re.findall(r"^(\S.*):$", listed, re.MULTILINE)
+    assert len(titles) > 3
+    assert "Commands" not in titles
+    names = re.findall(r"^  ([a-z-]+)  ", listed.partition("\n\n")[2], re.MULTILINE)
+    assert sorted(names) == sorted(typer.main.get_command(PROGRAMS[program].app).commands)

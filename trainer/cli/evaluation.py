@@ -9,6 +9,7 @@ import typer
 
 from harvester.system.command_line.extras import require
 from harvester.system.command_line.verb_command import VerbApp
+from trainer.cli.options import JUDGE
 from trainer.console import (
     print_message,
     print_result,
@@ -23,8 +24,8 @@ from trainer.cli.options import AS_JSON, CONFIG
 
 def register(app: VerbApp) -> None:
     """Add the commands of this module to `app`."""
-    app.command()(evaluate)
-    app.command()(audit)
+    app.command(section=JUDGE)(evaluate)
+    app.command(section=JUDGE)(audit)
 
 
 def evaluate(

@@ -9,7 +9,7 @@ import typer
 
 from harvester.system.command_line.extras import require
 from harvester.system.command_line.verb_command import VerbApp
-from trainer.cli.options import AS_JSON
+from trainer.cli.options import AS_JSON, MANY
 from trainer.console import (
     print_message,
     print_result,
@@ -22,10 +22,10 @@ Stage = Literal["harvest", "curate", "plan", "train", "evaluate", "export", "rep
 
 def register(app: VerbApp) -> None:
     """Add the commands of this module to `app`."""
-    app.command()(distil)
-    app.command()(curve)
-    app.command()(loop)
-    app.command()(onpolicy)
+    app.command(section=MANY)(distil)
+    app.command(section=MANY)(curve)
+    app.command(section=MANY)(loop)
+    app.command(section=MANY)(onpolicy)
 
 
 def distil(

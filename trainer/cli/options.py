@@ -11,6 +11,14 @@ PROCESSES = typer.Option(1, min=1, help="Processes on this machine, one per devi
 AS_JSON = typer.Option(False, "--json", help="Print the result as one JSON line on stdout.")
 
 
+# Titles of the sections of `trainer --help`.
+TRAIN = "Train a student"
+JUDGE = "Judge a student"
+PUBLISH = "Publish a student"
+MANY = "Train in several stages"
+REFERENCE = "Look something up"
+
+
 class TrainerCommand(VerbCommand):
     """A command of the trainer."""
 

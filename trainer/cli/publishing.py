@@ -9,7 +9,7 @@ import typer
 
 from harvester.system.command_line.extras import require
 from harvester.system.command_line.verb_command import VerbApp
-from trainer.cli.options import AS_JSON, CONFIG
+from trainer.cli.options import AS_JSON, CONFIG, PUBLISH
 from trainer.console import (
     print_message,
     print_result,
@@ -18,9 +18,9 @@ from trainer.console import (
 
 def register(app: VerbApp) -> None:
     """Add the commands of this module to `app`."""
-    app.command()(export)
-    app.command()(publish)
-    app.command()(push)
+    app.command(section=PUBLISH)(export)
+    app.command(section=PUBLISH)(publish)
+    app.command(section=PUBLISH)(push)
 
 
 def export(

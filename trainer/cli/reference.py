@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from harvester.system.command_line.verb_command import VerbApp
-from trainer.cli.options import AS_JSON, TrainerCommand
+from trainer.cli.options import AS_JSON, REFERENCE, TrainerCommand
 from trainer.console import print_result
 
 
@@ -13,7 +13,7 @@ def register(app: VerbApp) -> None:
     """Add the commands of this module to `app`."""
     config = VerbApp(TrainerCommand, help="Describe train.toml.")
     config.command()(schema)
-    app.add_typer(config, name="config")
+    app.add_typer(config, name="config", rich_help_panel=REFERENCE)
 
 
 def schema(as_json: bool = AS_JSON) -> None:

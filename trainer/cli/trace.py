@@ -7,13 +7,13 @@ from pathlib import Path
 import typer
 
 from harvester.system.command_line.verb_command import VerbApp
-from trainer.cli.options import AS_JSON
+from trainer.cli.options import AS_JSON, JUDGE
 from trainer.console import print_result
 
 
 def register(app: VerbApp) -> None:
     """Add the commands of this module to `app`."""
-    app.command()(trace)
+    app.command(section=JUDGE)(trace)
 
 
 def trace(

@@ -11,7 +11,7 @@ import typer
 
 from harvester.system.command_line.extras import require
 from harvester.system.command_line.verb_command import VerbApp
-from trainer.cli.options import AS_JSON, CONFIG, PROCESSES
+from trainer.cli.options import AS_JSON, CONFIG, PROCESSES, TRAIN
 from trainer.console import (
     excluded_phrase,
     mark_supervised,
@@ -24,11 +24,11 @@ from trainer.process import is_leader
 
 def register(app: VerbApp) -> None:
     """Add the commands of this module to `app`."""
-    app.command()(init)
-    app.command()(plan)
-    app.command()(doctor)
-    app.command()(train)
-    app.command()(schedule)
+    app.command(section=TRAIN)(init)
+    app.command(section=TRAIN)(plan)
+    app.command(section=TRAIN)(doctor)
+    app.command(section=TRAIN)(train)
+    app.command(section=TRAIN)(schedule)
 
 
 def init(

@@ -177,7 +177,7 @@ class VerbCommand(TyperCommand):
 
 
 class VerbGroup(TyperGroup):
-    """A group of commands whose help shows the first sentence of each in full."""
+    """A group of commands whose help shows the first sentence of each in full, section by section."""
 
     def main(self, *args: Any, **extra: Any) -> Any:
         """Run a command; `--install-completion` and `--show-completion` give zsh a completion that works."""
@@ -189,15 +189,17 @@ class VerbGroup(TyperGroup):
         return super().main(*args, **extra)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """Write a line or more for each command."""
-        commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
-        rows = [
-            (name, _first_sentence(command.help or ""))
-            for name, command in commands
-            if command is not None and not command.hidden
-        ]
-        with formatter.section("Commands"):
-            formatter.write_dl(rows)
+        """Write a line or more for each command, below the title of its section."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for name in self.list_commands(ctx):
+            command = self.get_command(ctx, name)
+            if command is not None and not command.hidden:
+                row = (name, _first_sentence(command.help or ""))
+                sections.setdefault(getattr(command, "rich_help_panel", None) or "Commands", []).append(row)
+        width = max(len(name) for rows in sections.values() for name, _ in rows)
+        for title, rows in sections.items():
+            with formatter.section(title):
+                formatter.write_dl([(name.ljust(width), text) for name, text in rows])
 
 
 def _first_sentence(text: str) -> str:
@@ -244,6 +246,12 @@ class VerbApp(typer.Typer):
         )
         self._command_class = command_class
 
-    def command(self, name: str | None = None, **settings: Any) -> Callable[[Function], Function]:
-        """Return the decorator that adds a command."""
-        return super().command(name, cls=self._command_class, **settings)
+    def command(
+        self, name: str | None = None, *, section: str | None = None, **settings: Any
+    ) -> Callable[[Function], Function]:
+        """Return the decorator that adds a command.
+
+        Args:
+            section: title below which the help lists it.
+        """
+        return super().command(name, cls=self._command_class, rich_help_panel=section, **settings)
