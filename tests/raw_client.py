@@ -5,18 +5,10 @@ from __future__ import annotations
 import http.client
 import json
 import socket
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
-
-
-def until(holds: Callable[[], object], patience_s: float = 15.0) -> None:
-    """Call `holds` until it is true; fail after `patience_s`."""
-    deadline = time.monotonic() + patience_s
-    while not holds():
-        assert time.monotonic() < deadline, "it never came to hold"
 
 
 def body_of(text: str, **fields: Any) -> dict[str, Any]:

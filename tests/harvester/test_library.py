@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from harvester.store.where import Where
 from harvester.system.background import Running, StopRequests
 from tests.harvester.store_rows import fill, open_store
 from tests.journey.run_process import write_folder
+from tests.waiting import until
 
 Mock = Callable[..., RunningMock]
 
@@ -152,13 +152,6 @@ def test_what_a_callback_raises_ends_the_run_and_reaches_the_caller(
 
 # Eight requests at a time of a second each: a run of 200 rows does not end before it is told to.
 EIGHT_AT_ONCE = "[teacher.limits]\nmax_concurrency = 8"
-
-
-def until(claim: Callable[[], bool]) -> None:
-    limit = time.monotonic() + 30
-    while not claim():
-        assert time.monotonic() < limit
-        time.sleep(0.05)
 
 
 def assert_drained(store: Path, mock: RunningMock) -> None:

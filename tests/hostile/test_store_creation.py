@@ -18,6 +18,7 @@ from harvester.mock_teacher.running import RunningMock
 from harvester.store.journal import sqlite
 from tests.faults.bench import run_harvest
 from tests.harvester.killed_runs import ROOT, quick_folder, write_config
+from tests.waiting import until
 
 
 @pytest.mark.slow
@@ -87,8 +88,11 @@ def test_a_half_made_journal_of_an_earlier_version_is_made_whole(
 def test_first_runs_started_together_end_complete_once_and_locked_else(
     mock_teacher: Callable[..., RunningMock], tmp_path: Path
 ) -> None:
-    mock = mock_teacher(latency_s=2.0)  # longer than the others need to find the store held
+    mock = mock_teacher()
+    mock.set_faults([{"action": "status", "status": 503, "retry_after": 1}])  # nobody ends before the others
     config = write_config(tmp_path, mock.base_url, 1)
     runs = [run(config) for _ in range(4)]
+    until(lambda: sum(process.poll() is not None for process in runs) == 3)
+    mock.set_faults([])
     text = [process.communicate(timeout=60)[1] for process in runs]
     assert sorted(process.returncode for process in runs) == [0, 75, 75, 75], text

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,17 +20,11 @@ from harvester.observe.status import read_status
 from harvester.store.journal.lock import is_held
 from tests import commands
 from tests.journey.run_process import harvester, running, write_folder
+from tests.waiting import until
 
 Mock = Callable[..., RunningMock]
 NO_SYSTEMD = {"PATH": "/nonexistent"}
 """The command finds no systemd-run, whatever this machine has."""
-
-
-def until(claim: Callable[[], bool], within_s: float = 60.0) -> None:
-    limit = time.monotonic() + within_s
-    while not claim():
-        assert time.monotonic() < limit
-        time.sleep(0.05)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from tests import commands
 from tests.journey.run_process import harvester
 from tests.open_files import open_files
 from tests.ports import refusing_port
-from tests.raw_client import until
+from tests.waiting import until
 
 EARLIER_STORE = Path(__file__).parents[1] / "harvester" / "store" / "earlier_store"
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +15,8 @@ from harvester.observe.report import report
 from harvester.observe.report import server as view
 from tests.harvester import store_rows
 from tests.pages import hostile
+from tests.waiting import until
 from trainer.experiments.page import Page, Table
-
-WAIT_S = 240.0
-
-
-def until(claim: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + WAIT_S
-    while not (result := claim()):
-        assert time.monotonic() < deadline, "it did not come true"
-        time.sleep(0.05)
-    return result
 
 
 class Served:

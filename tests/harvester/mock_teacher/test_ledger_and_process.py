@@ -17,7 +17,8 @@ from harvester.errors import ConfigError, HarvesterError
 from harvester.mock_teacher.running import start_in_thread, start_process
 from harvester.mock_teacher.settings import MockSettings, parse_accuracy
 from tests import commands
-from tests.raw_client import Caller, body_of, once, raw, until
+from tests.raw_client import Caller, body_of, once, raw
+from tests.waiting import until
 
 
 def test_the_ledger_charges_what_was_generated_and_nothing_else(mock_teacher, tmp_path):

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from harvester.errors import HarvesterError
 from harvester.mock_teacher.limits import ArrivalSchedule, duration
-from tests.raw_client import Caller, once, raw, until
+from tests.raw_client import Caller, once, raw
+from tests.waiting import until
 
 amounts = st.floats(0.5, 500)
 steps = st.lists(st.tuples(st.floats(0, 30), amounts), max_size=60)

@@ -14,6 +14,7 @@ import pytest
 
 from tests.trainer import tiny
 from tests.trainer.command_line import run_trainer, toml  # noqa: F401 - fixtures
+from tests.waiting import until
 from trainer import process
 from trainer.errors import ProcessLost
 from trainer.training import launch
@@ -55,13 +56,6 @@ def alive(pid: int) -> bool:
         return False
 
 
-def wait_until(condition, seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def launcher(folder: Path, code: str, count: int = 2) -> subprocess.Popen[str]:
     """`run_workers` in a process of its own, as a shell or a container would start it."""
     call = f"launch.run_workers({command(folder, code)!r}, {count}, print)"
@@ -76,7 +70,7 @@ def test_all_succeed(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_the_launcher_reaches_every_worker_and_none_stays(tmp_path, number):
     running = launcher(tmp_path, WAIT, 3)
-    wait_until(lambda: len(pids(tmp_path)) == 3)
+    until(lambda: len(pids(tmp_path)) == 3)
     running.send_signal(number)
     running.communicate(timeout=30)
     assert running.returncode == 128 + number
@@ -130,7 +124,7 @@ def test_a_second_signal_ends_workers_that_hang(tmp_path):
         "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nopen(f'{folder}/ready{rank}', 'w')\ntime.sleep(60)\n"
     )
     running = launcher(tmp_path, code)
-    wait_until(lambda: len(list(tmp_path.glob("ready*"))) == 2)
+    until(lambda: len(list(tmp_path.glob("ready*"))) == 2)
     running.send_signal(signal.SIGTERM)
     time.sleep(0.3)
     assert running.poll() is None  # a step may take long: one signal sets no limit
@@ -172,10 +166,10 @@ def test_one_of_several_processes_takes_signals_at_once_for_one(monkeypatch, pro
 
 def test_workers_of_a_killed_launcher_do_not_outlive_it(tmp_path):
     running = launcher(tmp_path, WAIT)
-    wait_until(lambda: len(pids(tmp_path)) == 2)
+    until(lambda: len(pids(tmp_path)) == 2)
     running.kill()
     running.communicate(timeout=30)
-    wait_until(lambda: not any(map(alive, pids(tmp_path))), 10)
+    until(lambda: not any(map(alive, pids(tmp_path))), 10)
 
 
 def as_first_process(words: list[str]) -> list[str] | None:
