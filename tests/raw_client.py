@@ -48,7 +48,7 @@ class Caller:
         url = urlsplit(base_url)
         self._path = url.path
         self._headers = {"authorization": f"Bearer {key}"} if key else {}
-        self._line = http.client.HTTPConnection(url.hostname or "", url.port, timeout=20)
+        self._line = http.client.HTTPConnection(url.hostname or "", url.port, timeout=60)
 
     def __enter__(self) -> Caller:
         return self
@@ -100,7 +100,7 @@ def raw(
     content = json.dumps(body_of(text, **fields)).encode()
     head = f"POST {url.path}/chat/completions HTTP/1.1\r\nhost: {url.netloc}\r\n"
     head += f"content-length: {len(content)}\r\n\r\n"
-    with socket.create_connection((url.hostname or "", url.port or 0), timeout=10) as line:
+    with socket.create_connection((url.hostname or "", url.port or 0), timeout=60) as line:
         line.sendall(head.encode() + content)
         line.settimeout(patience_s)
         data = bytearray()

@@ -69,7 +69,7 @@ class S3Server:
         request.add_header(
             "Authorization", "AWS4-HMAC-SHA256 Credential=testing/20260101/us-east-1/s3/aws4_request"
         )
-        with urllib.request.urlopen(request, timeout=20) as response:
+        with urllib.request.urlopen(request, timeout=60) as response:
             return bytes(response.read())
 
     def names(self, prefix: str = "") -> list[str]:
@@ -217,7 +217,7 @@ def _head(client: socket.socket) -> tuple[list[str], bytes]:
 def refused(port: int) -> bool:
     """Return whether nobody listens at a port."""
     try:
-        urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5)
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=60)
     except urllib.error.HTTPError:
         return False
     except OSError:

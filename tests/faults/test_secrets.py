@@ -272,12 +272,12 @@ def pages(store: str) -> dict[str, bytes]:
         try:
             assert process.stdout is not None
             address = json.loads(process.stdout.readline())["view"]
-            page = urllib.request.urlopen(address, timeout=20).read()
+            page = urllib.request.urlopen(address, timeout=60).read()
             links = {m.decode() for m in re.findall(rb'(?:href|src)="(/[^"#]*)"', page)} | {"/metrics"}
             root = re.match(r"https?://[^/]+", address)
             assert root is not None
             values = {
-                link: urllib.request.urlopen(root[0] + link, timeout=20).read() for link in sorted(links)
+                link: urllib.request.urlopen(root[0] + link, timeout=60).read() for link in sorted(links)
             }
         finally:
             process.send_signal(signal.SIGINT)

@@ -13,6 +13,7 @@ from typing import Any
 
 from harvester.observe.status import read_status
 from tests import commands
+from tests.waiting import PATIENCE_S
 
 CONFIG = """\
 [teacher]
@@ -54,7 +55,9 @@ class RunProcess:
         self.store = config.parent / "store"
         self.process = process
 
-    def until(self, wanted: Callable[[dict[str, Any]], bool], *, within_s: float = 30.0) -> dict[str, Any]:
+    def until(
+        self, wanted: Callable[[dict[str, Any]], bool], *, within_s: float = PATIENCE_S
+    ) -> dict[str, Any]:
         """The heartbeat, as soon as it says what is wanted."""
         limit = time.monotonic() + within_s
         result: dict[str, Any] = {}
@@ -69,7 +72,7 @@ class RunProcess:
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
 
-    def end(self, *, within_s: float = 30.0) -> tuple[int, str, str]:
+    def end(self, *, within_s: float = PATIENCE_S) -> tuple[int, str, str]:
         """Exit code, stdout, stderr."""
         out, err = self.process.communicate(timeout=within_s)
         assert "Traceback" not in err, err
