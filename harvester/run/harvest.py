@@ -90,6 +90,7 @@ class PassSetup:
     limits: PassLimits
     stop: asyncio.Event
     sent: asyncio.Event = field(default_factory=asyncio.Event)
+    all_taken: asyncio.Event = field(default_factory=asyncio.Event)
     clock: Clock = field(default_factory=SystemClock)
     accept: AcceptSetup | None = None
     finish_by: float | None = None
@@ -205,7 +206,7 @@ async def open_parts(setup: PassSetup, client: Client) -> PassParts:
         unproven=unproven,
     )
     places = sum(map(config.teacher.max_concurrency_of, config.teacher.addresses))
-    workers = WorkerPool(places, lambda: endpoints.workers, worker.serve)
+    workers = WorkerPool(places, lambda: endpoints.workers, worker.serve, setup.all_taken)
     endpoints.on_room = workers.adjust
     replicas = _replica_watch(setup, endpoints, unproven)
     if replicas is not None:

@@ -406,6 +406,7 @@ async def _harvest(parts: RunParts) -> PassResult:
         limits=prepared.limits(),
         stop=parts.stop.event,
         sent=parts.sealing.sent,
+        all_taken=parts.sealing.all_taken,
         clock=parts.clock,
         finish_by=prepared.hours.finish_by,
         complain=parts.errors.add,

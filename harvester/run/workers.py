@@ -241,13 +241,19 @@ class WorkerPool:
         places: places in the queue.
         wanted: returns how many workers there should be now, at least one.
         serve: what a worker does with a request; it raises only what ends the pass.
+        all_taken: is set when a worker meets the end of the queue (`finish`).
     """
 
     def __init__(
-        self, places: int, wanted: Callable[[], int], serve: Callable[[Request], Awaitable[None]]
+        self,
+        places: int,
+        wanted: Callable[[], int],
+        serve: Callable[[Request], Awaitable[None]],
+        all_taken: asyncio.Event | None = None,
     ) -> None:
         self._wanted = wanted
         self._serve = serve
+        self._all_taken = asyncio.Event() if all_taken is None else all_taken
         self._queue: asyncio.Queue[Request | None] = asyncio.Queue(maxsize=places)
         # Requests that are served before those of the queue.
         self._first: deque[Request] = deque()
@@ -270,7 +276,10 @@ class WorkerPool:
         """Start the workers that are missing; surplus workers exit after their current request."""
         if self._group is None:
             return
-        for _ in range(self._wanted() - len(self._workers)):
+        missing = self._wanted() - len(self._workers)
+        if self._all_taken.is_set():  # others would end at once, and there would be as many after each answer
+            missing = min(missing, len(self._first))
+        for _ in range(missing):
             work = self._work()
             try:
                 worker = self._group.create_task(work)
@@ -334,6 +343,7 @@ class WorkerPool:
                 if self._first:  # what was put first comes before the end
                     self._queue.put_nowait(None)
                     continue
+                self._all_taken.set()
                 self._queue.put_nowait(None)  # the other workers end by it too
                 return
             self._busy += 1

@@ -26,6 +26,7 @@ class Sealing:
         target_bytes: size of a shard.
         owns_process: the process is the run's own.
         sent: is set by the first request.
+        all_taken: is set when all requests were taken by workers: what is not answered yet is being asked.
         hurry: is set when Arrow is waited for.
     """
 
@@ -36,6 +37,7 @@ class Sealing:
     hold: SealHold = field(default_factory=SealHold)
     ready: ReadyRows = field(default_factory=ReadyRows)
     sent: asyncio.Event = field(default_factory=asyncio.Event)
+    all_taken: asyncio.Event = field(default_factory=asyncio.Event)
     hurry: threading.Event = field(default_factory=threading.Event)
     _is_loaded: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -56,7 +58,7 @@ class Sealing:
         await self._is_loaded.wait()
         from harvester.store.maintain import seal_task
 
-        await seal_task.convert_periodically(self.writer, self.hold, self.ready)
+        await seal_task.convert_periodically(self.writer, self.hold, self.ready, self.all_taken)
 
     async def finish(self) -> int:
         """Seal everything that is not held; return the number of rows."""

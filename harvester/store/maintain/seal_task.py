@@ -31,8 +31,8 @@ T = TypeVar("T")
 # Size of a shard where the journal has no run, as the default of `[store] shard_mib`.
 DEFAULT_SHARD_MIB = 64
 SEAL_EVERY_S = 5.0
-# How often answers are converted to columns, and how many slices at once, if the process uses less than this
-# share of a processor: a run that is busy would be slowed down.
+# How often answers are converted to columns, and how many slices at once while there are requests to send, if
+# the process uses less than this share of a processor: a run that is busy would be slowed down.
 CONVERT_EVERY_S = 0.25
 SLICES_AT_ONCE = 4
 BUSY_SHARE = 0.6
@@ -49,18 +49,30 @@ QUIET_TRIES = 5
 LOOKS = 8
 
 
-async def convert_periodically(writer: GroupCommit, hold: SealHold, ready: ReadyRows) -> None:
-    """Convert answers to columns, while the process has time for that, so that the last sealing is short."""
+async def convert_periodically(
+    writer: GroupCommit, hold: SealHold, ready: ReadyRows, all_taken: asyncio.Event
+) -> None:
+    """Convert answers to columns, so that the last sealing is short.
+
+    While there are requests to send, only where the process has time for it; all that there are while the
+    last answers are waited for.
+    """
     used_s, at = time.process_time(), time.monotonic()
     while True:
-        await asyncio.sleep(CONVERT_EVERY_S)
+        if all_taken.is_set():
+            await asyncio.sleep(CONVERT_EVERY_S)
+        else:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(all_taken.wait(), CONVERT_EVERY_S)
         used_before_s, before = used_s, at
         used_s, at = time.process_time(), time.monotonic()
-        if used_s - used_before_s > BUSY_SHARE * (at - before):
+        is_busy = used_s - used_before_s > BUSY_SHARE * (at - before)
+        if is_busy and not all_taken.is_set():
             continue
         async with hold.lock:
-            for _ in range(SLICES_AT_ONCE):
-                if not await on_writer(writer, ready.step):
+            for done in count(1):
+                is_more = await on_writer(writer, ready.step)
+                if not is_more or (done >= SLICES_AT_ONCE and not all_taken.is_set()):
                     break
 
 
