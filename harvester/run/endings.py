@@ -154,12 +154,14 @@ def too_many_unusable(counts: Counters, max_unusable: float | None, *, fewest: i
         max_unusable: the largest share, None for any.
         fewest: below this number of answers a share says nothing.
     """
+    if max_unusable is None:
+        return ""
     answers = counts.answers_stored + counts.from_cache + counts.possibly_billed
     by_outcome = dict(counts.unusable())
     if counts.possibly_billed:
         by_outcome["possibly paid without an answer"] = counts.possibly_billed
     bad = sum(by_outcome.values())
-    if max_unusable is None or answers < fewest or bad <= max_unusable * answers:
+    if answers < fewest or bad <= max_unusable * answers:
         return ""
     return (
         f"{bad:,} of {answers:,} answers are not usable ({_counted(by_outcome)}), more than "
