@@ -12,7 +12,8 @@ import pytest
 
 from benchmarks.fuzzing import bodies, keys, loop_lag, oracle, run, scaling, targets, texts
 from benchmarks.fuzzing.large_replies import Recipe
-from harvester.api import choices, completion, heavy, redaction
+from harvester.api import heavy, redaction
+from harvester.api.replies import choices, completion
 from harvester.api.types import Completion, Outcome, Usage
 from harvester.errors import TeacherError
 from tests.tiers import rest_is_slow

@@ -6,9 +6,9 @@ import json
 import time
 from collections.abc import Callable, Mapping
 
-from harvester.api import completion
 from harvester.api.error_body import classify
 from harvester.api.redaction import Redactor
+from harvester.api.replies import completion
 from harvester.errors import PromptError, TeacherError
 from harvester.prompts import formats, reader
 from harvester.teacher.limiter.rate_headers import parse_rate_headers

@@ -17,9 +17,9 @@ from typing import Any
 
 import orjson
 
-from harvester.api import choices, completion
 from harvester.api.error_body import EXCERPT_CHARS, classify, retry_after_s
 from harvester.api.redaction import Redactor
+from harvester.api.replies import choices, completion
 from harvester.api.request_builder import requests
 from harvester.api.types import Completion, Outcome
 from harvester.config.config import HarvestConfig

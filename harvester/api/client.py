@@ -31,13 +31,14 @@ import httpx
 import orjson
 from httpx_aiohttp import AiohttpTransport
 
-from harvester.api import completion, heavy, model_list
+from harvester.api import heavy, model_list
 from harvester.api.body_memory import BodyMemory, BodyShare
 from harvester.api.content_encoding import Decoder, EncodingError
 from harvester.api.error_body import describe, excerpt
 from harvester.api.joining import idempotency_key
 from harvester.api.max_tokens import positive_max_tokens_of
 from harvester.api.redaction import Redactor
+from harvester.api.replies import completion
 from harvester.api.scoring.ways import url_of
 from harvester.api.types import RawAnswer, Request
 from harvester.config.run_section import BASE_DEADLINE_S, RunSection

@@ -17,15 +17,16 @@ from typing import Any
 import orjson
 
 from harvester import errors
-from harvester.api import choices, completion, model_list
-from harvester.api.choices import ChoiceAnswer, Choices
+from harvester.api import model_list
 from harvester.api.error_body import RAW_KEPT_BYTES, classify
 from harvester.api.redaction import Redactor
+from harvester.api.replies import choices, completion
+from harvester.api.replies.choices import ChoiceAnswer, Choices
+from harvester.api.replies.sse import is_stream
+from harvester.api.replies.usage import estimate_tokens
 from harvester.api.response_format import has_costly_schema
 from harvester.api.scoring.replies import parse_or_unscored, parse_scored, unread
-from harvester.api.sse import is_stream
 from harvester.api.types import Alternative, Completion, Outcome, TokenLogprob, Usage
-from harvester.api.usage import estimate_tokens
 from harvester.errors import BrokenAnswer, TeacherError
 from harvester.system.limited_child import ChildError, for_text
 
@@ -171,7 +172,7 @@ async def is_complete(raw: bytes) -> bool:
     if not is_heavy(raw):
         return completion.is_complete(raw)
     try:
-        return bool(await _in_child("harvester.api.completion:is_complete", raw))
+        return bool(await _in_child("harvester.api.replies.completion:is_complete", raw))
     except (TimeoutError, MemoryError, ChildError):
         return False
 

@@ -16,8 +16,8 @@ from urllib.parse import quote
 
 import orjson
 
-from harvester.api.completion import load, parse
-from harvester.api.sse import is_stream
+from harvester.api.replies.completion import load, parse
+from harvester.api.replies.sse import is_stream
 from harvester.api.types import Alternative, Completion, TokenLogprob
 from harvester.errors import TeacherError
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from harvester.api.replies.usage import apportion
 from harvester.api.request_builder import exact_microusd
 from harvester.api.types import Completion, Request
-from harvester.api.usage import apportion
 from harvester.config.teacher_section import PriceSection
 from harvester.errors import (
     AttemptTimeout,

@@ -7,9 +7,9 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field, replace
 
-from harvester.api.choices import Choices
 from harvester.api.error_body import describe
 from harvester.api.joining import joined
+from harvester.api.replies.choices import Choices
 from harvester.api.types import Request
 from harvester.config.teacher_section import PriceSection
 from harvester.errors import (

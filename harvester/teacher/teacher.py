@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from harvester.api import heavy
-from harvester.api.choices import ChoiceAnswer, Choices
-from harvester.api.completion import flag_unasked_tool_call
+from harvester.api.replies.choices import ChoiceAnswer, Choices
+from harvester.api.replies.completion import flag_unasked_tool_call
 from harvester.api.request_builder import cost_microusd
 from harvester.api.scoring.ways import way_of
 from harvester.api.types import (

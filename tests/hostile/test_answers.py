@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from harvester.api import batches, completion
+from harvester.api import batches
+from harvester.api.replies import completion
 from harvester.api.types import Outcome
 from harvester.errors import TeacherError
 from harvester.store.maintain.purge import purge_store

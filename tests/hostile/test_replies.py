@@ -14,9 +14,10 @@ from typing import Any, TypeVar
 
 import pytest
 
-from harvester.api import body_memory, completion, heavy, response_format
+from harvester.api import body_memory, heavy, response_format
 from harvester.api.content_encoding import Decoder, EncodingError
 from harvester.api.redaction import Redactor
+from harvester.api.replies import completion
 from harvester.api.types import Outcome
 from harvester.errors import BrokenAnswer
 from harvester.teacher.limiter.rate_headers import parse_rate_headers, reset_seconds

@@ -12,13 +12,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from harvester.api import completion
 from harvester.api.error_body import error_inside
+from harvester.api.replies import completion
+from harvester.api.replies.usage import read_usage, usage_members
 from harvester.api.scoring.spelling import Span, find_end, spell
 from harvester.api.scoring.ways import GENERATED_TOKENS, Way, listed_of, scored_text_of, way_of
 from harvester.api.shapes.envelopes import choices_of
 from harvester.api.types import USAGE_ESTIMATED, Alternative, Completion, Outcome, TokenLogprob, Usage
-from harvester.api.usage import read_usage, usage_members
 from harvester.errors import TeacherError
 
 # A log-probability above 0 by more than rounding is none.

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from harvester.api import heavy
 from harvester.api.batches import ResultLine, Ticket, read_line
-from harvester.api.completion import flag_unasked_tool_call
+from harvester.api.replies.completion import flag_unasked_tool_call
 from harvester.api.request_builder import cost_microusd
 from harvester.api.types import USAGE_CORRECTED, USAGE_ESTIMATED, RawAnswer
 from harvester.errors import (

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from harvester.api.replies.usage import BYTES_PER_TOKEN
 from harvester.api.request_builder import TOKENS_PER_MESSAGE, estimated_tokens_of
 from harvester.api.scoring.ways import way_of
 from harvester.api.types import USAGE_REPORTED
-from harvester.api.usage import BYTES_PER_TOKEN
 from harvester.config.config import HarvestConfig
 from harvester.errors import StoreError
 

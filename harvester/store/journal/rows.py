@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 
 from harvester.api.max_tokens import max_tokens_of
-from harvester.api.usage import apportion
+from harvester.api.replies.usage import apportion
 from harvester.store import paths
 from harvester.store.journal.checksums import (
     COVERED,

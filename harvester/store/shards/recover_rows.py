@@ -28,8 +28,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from harvester.api import completion
 from harvester.api.max_tokens import max_tokens_of
+from harvester.api.replies import completion
 from harvester.api.request_key import request_key
 from harvester.api.scoring.ways import endpoint_in_key
 from harvester.api.types import USAGE_CORRECTED, USAGE_ESTIMATED, USAGE_REPORTED, Outcome, Prompt

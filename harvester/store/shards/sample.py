@@ -12,8 +12,9 @@ from typing import Any
 
 import orjson
 
-from harvester.api import completion, heavy
-from harvester.api.model_name import model_and_provider
+from harvester.api import heavy
+from harvester.api.replies import completion
+from harvester.api.replies.model_name import model_and_provider
 from harvester.api.scoring.ways import way_of
 from harvester.api.types import Alternative, Completion, Outcome, TokenLogprob, Usage
 from harvester.errors import TeacherError

@@ -19,7 +19,7 @@ import respx
 from harvester.api import client as room
 from harvester.api import model_list
 from harvester.api.client import MAX_BODY_BYTES, USER_AGENT, Client
-from harvester.api.completion import parse
+from harvester.api.replies.completion import parse
 from harvester.api.request_builder import requests
 from harvester.api.types import Prompt, RawAnswer
 from harvester.config.config import HarvestConfig

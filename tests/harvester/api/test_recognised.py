@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from harvester.api import error_fields, logprobs, usage
+from harvester.api import error_fields
+from harvester.api.replies import logprobs, usage
 from harvester.api.shapes import envelopes, finish, parts, thoughts
 from harvester.api.shapes.finish import FINISH_WORDS, Finish
 

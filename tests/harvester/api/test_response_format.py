@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harvester.api.completion import parse
+from harvester.api.replies.completion import parse
 from harvester.api.response_format import check, matches
 from harvester.api.types import Outcome
 from harvester.errors import ConfigError

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 import pytest
 
-from harvester.api.completion import is_complete, parse
+from harvester.api.replies.completion import is_complete, parse
 from harvester.api.types import Outcome
 from harvester.errors import BrokenAnswer, PromptRejected, RateLimited, TeacherRefused, TeacherUnavailable
 

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harvester.api import completion
-from harvester.api.model_name import model_and_provider
+from harvester.api.replies import completion
+from harvester.api.replies.model_name import model_and_provider
 from harvester.errors import TeacherError
 from harvester.store.journal.journal import Journal
 from harvester.store.reader import Corpus

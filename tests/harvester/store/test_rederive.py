@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from harvester.api import completion
+from harvester.api.replies import completion
 from harvester.api.types import Completion, Outcome, Usage
 from harvester.errors import ShardsInUse, StoreError
 from harvester.store import paths

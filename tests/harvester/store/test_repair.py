@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from harvester.api import completion
+from harvester.api.replies import completion
 from harvester.api.types import Completion, Outcome, Usage
 from harvester.cli.store import verify_lines
 from harvester.errors import ConfigError, HarvesterError, StoreLocked

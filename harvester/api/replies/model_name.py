@@ -11,8 +11,8 @@ from typing import Any
 
 import orjson
 
-from harvester.api import completion
-from harvester.api.sse import is_end_mark, is_stream, named_events
+from harvester.api.replies import completion
+from harvester.api.replies.sse import is_end_mark, is_stream, named_events
 from harvester.errors import TeacherError
 
 # A quote inside a JSON string is escaped, so these bytes are a member name wherever they occur, except at the

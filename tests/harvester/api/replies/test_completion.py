@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harvester.api.completion import estimate_tokens, flag_unasked_tool_call, parse
+from harvester.api.replies.completion import estimate_tokens, flag_unasked_tool_call, parse
 from harvester.api.types import Outcome
 from harvester.errors import BrokenAnswer, RateLimited, TeacherError, TeacherRefused, TeacherUnavailable
 

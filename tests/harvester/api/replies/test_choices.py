@@ -10,12 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harvester.api import completion, heavy
-from harvester.api.choices import Choices, split
+from harvester.api import heavy
 from harvester.api.joining import idempotency_key, join, joined, may_join
+from harvester.api.replies import completion
+from harvester.api.replies.choices import Choices, split
+from harvester.api.replies.usage import apportion
 from harvester.api.request_builder import RequestBuilder
 from harvester.api.types import Outcome, Prompt, Request
-from harvester.api.usage import apportion
 from harvester.config.config import parse
 from harvester.config.teacher_section import PriceSection
 from harvester.errors import BrokenAnswer, RateLimited, TeacherError

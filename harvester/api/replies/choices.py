@@ -14,10 +14,8 @@ from typing import Any
 
 import orjson
 
-from harvester.api.completion import load_choices, parse, texts_of
-from harvester.api.shapes.envelopes import choices_of
-from harvester.api.types import USAGE_ESTIMATED, Completion, Outcome, Usage
-from harvester.api.usage import (
+from harvester.api.replies.completion import load_choices, parse, texts_of
+from harvester.api.replies.usage import (
     SHARE,
     USAGE_MEMBERS,
     estimate_tokens,
@@ -26,6 +24,8 @@ from harvester.api.usage import (
     split_usage,
     usage_members,
 )
+from harvester.api.shapes.envelopes import choices_of
+from harvester.api.types import USAGE_ESTIMATED, Completion, Outcome, Usage
 from harvester.errors import BrokenAnswer, TeacherError
 
 # Members whose elements may stand for the choices of a body.

@@ -16,16 +16,16 @@ from typing import Any
 import orjson
 
 from harvester.api.error_body import error_inside, excerpt
-from harvester.api.lines import split_lines
-from harvester.api.logprobs import read_logprobs
+from harvester.api.replies.lines import split_lines
+from harvester.api.replies.logprobs import read_logprobs
+from harvester.api.replies.sse import Assembled, assemble, assemble_lines, is_stream
+from harvester.api.replies.usage import SHARE, estimate_tokens, read_share, read_usage, usage_members
 from harvester.api.response_format import matches
 from harvester.api.shapes.envelopes import choices_of
 from harvester.api.shapes.finish import Finish, finish_of, finish_word
 from harvester.api.shapes.parts import NESTED_MEMBERS, REASONING_MEMBERS, read_content, read_reasoning
 from harvester.api.shapes.thoughts import split_thoughts
-from harvester.api.sse import Assembled, assemble, assemble_lines, is_stream
 from harvester.api.types import Completion, Outcome, Usage
-from harvester.api.usage import SHARE, estimate_tokens, read_share, read_usage, usage_members
 from harvester.errors import BrokenAnswer, TeacherError
 from harvester.system.failpoints import reach
 

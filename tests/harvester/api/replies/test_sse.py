@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harvester.api.client import Client
-from harvester.api.completion import parse
+from harvester.api.replies.completion import parse
 from harvester.api.request_builder import requests
 from harvester.api.types import Completion, Outcome, Prompt, RawAnswer
 from harvester.config.config import HarvestConfig

@@ -18,8 +18,8 @@ from typing import Any
 import orjson
 
 from harvester.api.error_fields import ERROR_MEMBERS, find_error
-from harvester.api.lines import split_lines
-from harvester.api.logprobs import PER_TOKEN_MEMBERS
+from harvester.api.replies.lines import split_lines
+from harvester.api.replies.logprobs import PER_TOKEN_MEMBERS
 from harvester.api.shapes.envelopes import BARE_TEXT_MEMBERS, choices_of
 from harvester.api.shapes.finish import finish_word
 from harvester.api.shapes.parts import NESTED_MEMBERS, REASONING_MEMBERS

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harvester.api import lines
+from harvester.api.replies import lines
 
 _TEXTS = st.lists(st.sampled_from([b"\n", b"\r", b"\r\n", b"a", b"data: x", b"\x0b", b"\x85"]), max_size=40)
 

@@ -1,0 +1,1 @@
+"""Read what the teacher replied: bodies, streams, choices, log-probabilities and what was used."""
