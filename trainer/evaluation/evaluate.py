@@ -11,7 +11,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -94,7 +94,7 @@ def evaluate(
     One model is loaded. It answers as the base with the adapter switched off.
 
     Args:
-        on_batch: called after each batch of answers.
+        on_batch: called when answers are complete.
         on_note: called with lines for the operator.
         on_progress: called while a large corpus is tokenised, unless the training has done it.
 
@@ -236,9 +236,14 @@ def generate_answers(
     on_note: Callable[[str], None] = lambda _: None,
     on_done: Callable[[int], None] = lambda _: None,
 ) -> list[generate.Answer]:
-    """Answer the held-out prompts greedily, in their order; see `trainer.model.generate`."""
+    """Answer the held-out prompts greedily; see `trainer.model.generate`.
+
+    Where the teacher's answer is long, the student's may be, so these begin first.
+    """
     prompts = test.prompts_of(test.held_out)
-    return generate.generate(answering, prompts, test.limits, on_done=on_done, on_note=on_note)
+    expected = [len(held.teacher or held.reference or "") for held in test.held_out]
+    limits = replace(test.limits, expected=expected)
+    return generate.generate(answering, prompts, limits, on_done=on_done, on_note=on_note)
 
 
 def answer_limit(

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import math
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from trainer.errors import OutOfMemory
-from trainer.model.generation_mode import cannot_generate, choose_mode, padded
+from trainer.model.continuous_batch import ContinuousBatch, padded
+from trainer.model.generation_mode import GenerationMode, cannot_generate, choose_mode
 from trainer.model.loading import kind_and_first_line
 from trainer.model.out_of_memory import is_out_of_memory
 from trainer.model.structure import base_model_of
+
+# Rows join and leave when one of so many places is free or has ended. Each time costs a forward of the new
+# prompts and a copy of the cache, about as much as a token of the whole batch.
+REFILL_SHARE = 8
+# Factor between the lengths of prompts that count as about the same: they are padded to the longest one.
+SIMILAR_LENGTHS = 1.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +50,22 @@ class SeededNoise(LogitsProcessor):  # type: ignore[misc]
     """
 
     def __init__(self, seeds: Sequence[int]) -> None:
-        self._draws = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self._draws = [generator_of(seed) for seed in seeds]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Return the logits of the next tokens, [rows, vocabulary], with noise."""
-        noise = torch.stack(
-            [torch.empty(scores.shape[1]).exponential_(generator=draw) for draw in self._draws]
-        )
-        return scores.float() - noise.log().to(scores.device)
+        return with_noise(scores, self._draws)
+
+
+def generator_of(seed: int) -> torch.Generator:
+    """Return the random numbers of one sample."""
+    return torch.Generator().manual_seed(seed)
+
+
+def with_noise(scores: torch.Tensor, draws: Sequence[torch.Generator]) -> torch.Tensor:
+    """Return logits [rows, vocabulary] with Gumbel noise from each row's generator."""
+    noise = torch.stack([torch.empty(scores.shape[1]).exponential_(generator=draw) for draw in draws])
+    return scores.float() - noise.log().to(scores.device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +77,16 @@ class Limits:
         max_new_tokens: tokens after which an answer is cut.
         batch: prompts answered together.
         pad_id: the token to pad with; None: `stop_id`.
+        expected: a length for each prompt that its answer may have, in any unit: of prompts of about the same
+            length, those with longer answers begin first, so that few answers are left alone at the end.
+            Empty: unknown.
     """
 
     stop_id: int
     max_new_tokens: int
     batch: int
     pad_id: int | None = None
+    expected: Sequence[int] = ()
 
 
 def generate(
@@ -79,15 +100,17 @@ def generate(
 ) -> list[Answer]:
     """Answer prompts greedily or with samples. The base's own generation_config has no influence.
 
-    Prompts are batched by length and padded on the left, so that all answers of a batch begin in the same
-    column; a class that can't be padded gets batches of equal length (see `generation_mode`). A batch ends
-    when its last answer does. When memory runs out, the batch is halved and repeated.
+    Prompts are batched by length and padded on the left, so that all answers of a batch have their next token
+    in the same column. Where an answer ends, the next prompt takes its place (`continuous_batch`). A class
+    whose cache can't be cut by rows gets batches that end with their last answer, and one that can't be
+    padded gets batches of equal length (see `generation_mode`). When memory runs out, the batch is halved and
+    its answers begin anew.
 
     Args:
         prompts: token ids of each prompt.
         seeds: of a sample at temperature 1 for each prompt; None: answer greedily.
         on_done: called with the number of prompts answered so far.
-        on_note: called with lines for the operator: a batch that was halved, a class that can't be padded.
+        on_note: called with lines for the operator: a batch that was halved, a class with a slower way.
 
     Returns:
         One answer for each prompt, in the order of the prompts.
@@ -98,41 +121,193 @@ def generate(
     """
     if not prompts:
         return []
+    work = _Work(prompts, limits, seeds, on_done, on_note)
+    with _own_generation_config_ignored(model), torch.inference_mode():
+        mode = choose_mode(model)
+        if mode.note:
+            on_note(mode.note)
+        if mode.refills:
+            _answer_refilling(model, work)
+        else:
+            _answer_in_batches(model, work, mode)
+    return [work.answers[i] for i in range(len(prompts))]
+
+
+@dataclass(slots=True)
+class _Work:
+    """Hold prompts, how they are answered, and the answers so far by the number of their prompt."""
+
+    prompts: Sequence[Sequence[int]]
+    limits: Limits
+    seeds: Sequence[int] | None
+    on_done: Callable[[int], None]
+    on_note: Callable[[str], None]
+    answers: dict[int, Answer] = field(default_factory=dict)
+
+    @property
+    def pad_id(self) -> int:
+        return self.limits.stop_id if self.limits.pad_id is None else self.limits.pad_id
+
+    def halved(self, numbers: Sequence[int], rows: int) -> int:
+        """Return how many prompts are answered together after memory ran out.
+
+        Args:
+            numbers: of the prompts that were being answered.
+            rows: their rows, and those of answers that had ended.
+
+        Raises:
+            OutOfMemory: it was one row alone.
+        """
+        if rows == 1:
+            length, most = len(self.prompts[numbers[0]]), self.limits.max_new_tokens
+            raise OutOfMemory(
+                f"not enough memory to answer one prompt of {length:,} tokens with up to {most:,} new ones",
+                remedy="lower [evaluate] max_new_tokens, or use a device with more memory",
+            )
+        batch = rows // 2
+        self.on_note(f"memory ran out: now {batch:,} prompts are answered together")
+        return batch
+
+    def in_order(self) -> list[int]:
+        """Return the numbers of the prompts in the order in which answers that are refilled begin."""
+        lengths, expected = [len(prompt) for prompt in self.prompts], self.limits.expected
+        if not expected:
+            return sorted(range(len(lengths)), key=lambda i: lengths[i])
+        step = math.log(SIMILAR_LENGTHS)
+        return sorted(range(len(lengths)), key=lambda i: (math.log(lengths[i] + 1) // step, -expected[i]))
+
+
+def _answer_refilling(model: Any, work: _Work) -> None:
+    """Answer all prompts in one batch that rows leave and join."""
+    waiting = deque(work.in_order())
+    rows = _Rows(model, work)
+    capacity = work.limits.batch
+    while waiting or rows.unfinished:
+        room = capacity - len(rows.unfinished)
+        joining: list[int] = []
+        if room * REFILL_SHARE >= capacity:
+            joining = [waiting.popleft() for _ in range(min(room, len(waiting)))]
+        done = len(work.answers)
+        if not rows.advance(joining):
+            again = [*rows.unfinished, *(i for i in joining if i not in rows.numbers)]
+            capacity = work.halved(again, len({*rows.numbers, *joining}))
+            waiting.extendleft(reversed(again))
+            rows.clear()
+        if len(work.answers) > done:
+            work.on_done(len(work.answers))
+
+
+class _Rows:
+    """Holds the answers in progress, a row of the batch each, and those that ended in it.
+
+    Attributes:
+        numbers: of the prompt that each row answers.
+    """
+
+    def __init__(self, model: Any, work: _Work) -> None:
+        self._work = work
+        self._batch = ContinuousBatch(model, work.pad_id)
+        self._tokens: list[list[int]] = []
+        self._draws: list[torch.Generator] = []
+        self._newest = torch.zeros(0, dtype=torch.int64, device=self._batch.device)
+        self.numbers: list[int] = []
+
+    @property
+    def unfinished(self) -> list[int]:
+        """Numbers of the prompts whose answers are not complete."""
+        return [number for number in self.numbers if number not in self._work.answers]
+
+    def advance(self, joining: Sequence[int]) -> bool:
+        """Add a token to each answer, or begin further ones; return False when memory ran out.
+
+        Args:
+            joining: numbers of the prompts whose answers begin; rows that have ended make room.
+
+        Raises:
+            StudentError: the model's class can't generate.
+        """
+        try:
+            unfinished = self.unfinished
+            if joining or (len(self.numbers) - len(unfinished)) * REFILL_SHARE >= len(self.numbers):
+                self._keep(unfinished)
+            if joining:
+                self._admit(joining)
+            elif unfinished:  # what follows the end of an answer in its row is dropped
+                self._newest = self._chosen(self._batch.step(self._newest), 0)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise cannot_generate(kind_and_first_line(error, 200)) from error
+        else:
+            return True
+        return False  # only here the traceback, and with it the tensors of the failed call, has been released
+
+    def _admit(self, numbers: Sequence[int]) -> None:
+        logits = self._batch.admit([self._work.prompts[number] for number in numbers])
+        first = len(self.numbers)
+        self.numbers += numbers
+        self._tokens += [[] for _ in numbers]
+        if self._work.seeds is not None:
+            self._draws += [generator_of(self._work.seeds[number]) for number in numbers]
+        self._newest = torch.cat([self._newest, self._chosen(logits, first)])
+
+    def _keep(self, numbers: Sequence[int]) -> None:
+        """Let all rows but those of some prompts leave."""
+        if len(numbers) == len(self.numbers):
+            return
+        kept = [self.numbers.index(number) for number in numbers]
+        self._batch.keep(kept)
+        self._newest = self._newest[kept]
+        self.numbers = list(numbers)
+        self._tokens = [self._tokens[place] for place in kept]
+        self._draws = [self._draws[place] for place in kept] if self._draws else []
+
+    def clear(self) -> None:
+        """Let all rows leave, and begin unfinished answers anew when they come back."""
+        self._batch.clear()
+        self._newest = self._newest[:0]
+        self.numbers, self._tokens, self._draws = [], [], []
+        if self._batch.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _chosen(self, logits: torch.Tensor, first: int) -> torch.Tensor:
+        """Choose the next token of each row from `first` on, and note it on the host."""
+        scores = with_noise(logits, self._draws[first:]) if self._draws else logits.float()
+        chosen = scores.argmax(dim=-1)
+        limits = self._work.limits
+        for place, token in enumerate(chosen.tolist(), first):
+            number, tokens = self.numbers[place], self._tokens[place]
+            if number in self._work.answers:
+                continue
+            tokens.append(token)
+            if token == limits.stop_id or len(tokens) == limits.max_new_tokens:
+                self._work.answers[number] = _answer(tokens, limits.stop_id)
+        return chosen
+
+
+def _answer_in_batches(model: Any, work: _Work, mode: GenerationMode) -> None:
+    """Answer all prompts in batches that each last as long as their longest answer."""
     settings = GenerationConfig(
         do_sample=False,
         num_beams=1,
-        max_new_tokens=limits.max_new_tokens,
-        eos_token_id=limits.stop_id,
-        pad_token_id=limits.stop_id if limits.pad_id is None else limits.pad_id,
+        max_new_tokens=work.limits.max_new_tokens,
+        eos_token_id=work.limits.stop_id,
+        pad_token_id=work.pad_id,
+        use_cache=mode.caches,
     )
-    batch = limits.batch
+    prompts, seeds = work.prompts, work.seeds
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    answers: dict[int, Answer] = {}
-    with _own_generation_config_ignored(model), torch.inference_mode():
-        mode = choose_mode(model)
-        settings.use_cache = mode.caches
-        if mode.note:
-            on_note(mode.note)
-        while len(answers) < len(prompts):
-            numbers = by_length[len(answers) : len(answers) + batch]
-            numbers = numbers[: mode.batch([len(prompts[i]) for i in numbers])]
-            noise = None if seeds is None else SeededNoise([seeds[i] for i in numbers])
-            rows = _generate_batch(model, [prompts[i] for i in numbers], settings, noise)
-            if rows is None:
-                longest = max(len(prompts[i]) for i in numbers)
-                if len(numbers) == 1:
-                    raise OutOfMemory(
-                        f"not enough memory to answer one prompt of {longest:,} tokens with up to "
-                        f"{limits.max_new_tokens:,} new ones",
-                        remedy="lower [evaluate] max_new_tokens, or use a device with more memory",
-                    )
-                batch = len(numbers) // 2
-                on_note(f"memory ran out: now {batch:,} prompts are answered together")
-                continue
-            for i, row in zip(numbers, rows, strict=True):
-                answers[i] = _answer(row, limits.stop_id)
-            on_done(len(answers))
-    return [answers[i] for i in range(len(prompts))]
+    batch = work.limits.batch
+    while len(work.answers) < len(prompts):
+        numbers = by_length[len(work.answers) : len(work.answers) + batch]
+        numbers = numbers[: mode.batch([len(prompts[i]) for i in numbers])]
+        noise = None if seeds is None else SeededNoise([seeds[i] for i in numbers])
+        rows = _generate_batch(model, [prompts[i] for i in numbers], settings, noise)
+        if rows is None:
+            batch = work.halved(numbers, len(numbers))
+            continue
+        for i, row in zip(numbers, rows, strict=True):
+            work.answers[i] = _answer(row, work.limits.stop_id)
+        work.on_done(len(work.answers))
 
 
 def _answer(row: list[int], stop_id: int) -> Answer:

@@ -4,7 +4,8 @@ Prompts of unlike lengths are answered together with padding on the left, and ea
 the steps before. Some classes of transformers ignore the mask that hides the padding (RecurrentGemma, the
 decoders of BART's kind), others mix the prompts of a batch (RWKV) or make a mistake with their cache. Nothing
 says so: answers are only worse. So a few forced tokens are generated after three random prompts, and their
-logits are compared with those of the model's own forward without padding and cache.
+logits are compared with those of the model's own forward without padding and cache. The same shows whether
+rows can leave and join a batch (`continuous_batch`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from trainer.errors import OutOfMemory, StudentError
 from trainer.model import structure
+from trainer.model.continuous_batch import ContinuousBatch, padded, why_not
 from trainer.model.loading import kind_and_first_line
 from trainer.model.out_of_memory import is_out_of_memory
 from trainer.model.self_test import logit_difference, logit_tolerance, own_logits, random_documents
@@ -35,11 +37,13 @@ class GenerationMode:
     """How answers are generated.
 
     Attributes:
+        refills: an answer that has ended leaves its batch, and the next prompt takes its place.
         pads: prompts of unlike lengths are answered together.
         batches: prompts of equal length are answered together; otherwise each alone.
         caches: each step reuses what the steps before computed; otherwise each computes everything anew.
     """
 
+    refills: bool = True
     pads: bool = True
     batches: bool = True
     caches: bool = True
@@ -47,8 +51,10 @@ class GenerationMode:
     @property
     def note(self) -> str:
         """What the operator should know about the time it takes; empty for the usual mode."""
-        if self.pads:
+        if self.refills:
             return ""
+        if self.pads:
+            return "a batch takes as long as its longest answer: this student's cache can't be cut row by row"
         what = (
             "only prompts of equal length are answered together"
             if self.batches
@@ -67,9 +73,10 @@ class GenerationMode:
 # The modes, fastest first.
 MODES = (
     GenerationMode(),
-    GenerationMode(pads=False),
-    GenerationMode(pads=False, batches=False),
-    GenerationMode(pads=False, batches=False, caches=False),
+    GenerationMode(refills=False),
+    GenerationMode(refills=False, pads=False),
+    GenerationMode(refills=False, pads=False, batches=False),
+    GenerationMode(refills=False, pads=False, batches=False, caches=False),
 )
 
 
@@ -142,6 +149,10 @@ def _problem(
     """
     logits: list[torch.Tensor] = []
     try:
+        if mode.refills:
+            if reason := why_not(model):
+                return reason
+            logits = _refilled_logits(model, prompts, tokens)
         while len(logits) < len(prompts):
             rest = prompts[len(logits) :]
             together = rest[: mode.batch([len(prompt) for prompt in rest])]
@@ -154,17 +165,6 @@ def _problem(
     if difference > logit_tolerance(wanted[0]):
         return f"logits change by {difference:.1%} while it generates"
     return ""
-
-
-def padded(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return ids [prompts, longest] padded on the left, and the mask that hides the padding."""
-    longest = max(map(len, prompts))
-    ids = torch.full((len(prompts), longest), pad_id, dtype=torch.int64)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, longest - len(prompt) :] = torch.tensor(prompt, dtype=torch.int64)
-        mask[row, longest - len(prompt) :] = 1
-    return ids, mask
 
 
 def _forced_logits(
@@ -189,3 +189,29 @@ def _forced_logits(
         logits_processor=LogitsProcessorList([_ForceTokens(tokens.tolist(), ids.shape[1])]),
     )
     return list(torch.stack(output.logits, dim=1))
+
+
+def _refilled_logits(model: Any, prompts: Sequence[Prompt], tokens: Prompt) -> list[torch.Tensor]:
+    """Return the same logits from one batch: each row joins one token after the row before, and leaves.
+
+    Longer and shorter prompts join, and the longest one leaves before the last.
+    """
+    batch = ContinuousBatch(model, pad_id=int(tokens[0]))
+    logits: list[list[torch.Tensor]] = [[] for _ in prompts]
+    running: list[int] = []
+    waiting = sorted(range(len(prompts)), key=lambda i: len(prompts[i]) == max(map(len, prompts)))
+    waiting.insert(1, waiting.pop())  # the longest one is the second
+    while waiting or running:
+        if running:
+            forced = [tokens[len(logits[number]) - 1] for number in running]
+            step = batch.step(torch.tensor(np.array(forced), device=batch.device))
+            for number, row in zip(running, step, strict=True):
+                logits[number].append(row)
+        if waiting:
+            running.append(waiting.pop(0))
+            logits[running[-1]].append(batch.admit([prompts[running[-1]].tolist()])[0])
+        kept = [place for place, number in enumerate(running) if len(logits[number]) < len(tokens)]
+        if len(kept) < len(running):
+            batch.keep(kept)
+            running = [running[place] for place in kept]
+    return [torch.stack(rows) for rows in logits]

@@ -20,8 +20,7 @@ from trainer import config as settings
 from trainer.data import dataset
 from trainer.data.chat_template import Renderer
 from trainer.evaluation import evaluate
-from trainer.model import generate, model, weights
-from trainer.model.generation_mode import FORCED_TOKENS
+from trainer.model import generate, model, self_test, weights
 from trainer.publish.adapter import recorded_base_sha256
 
 
@@ -328,33 +327,33 @@ def test_when_memory_runs_out_the_batch_is_halved_and_no_answer_changes(
 ):
     expected = scored(run_trainer, trained)
     answers = lines(trained.parent / "out" / "answers.jsonl")
-    plain = LlamaForCausalLM.generate
+    plain = LlamaForCausalLM.forward
     sizes = []
 
     def small_memory(self, input_ids, **rest):
-        sizes.append(len(input_ids))
         if len(input_ids) > 3:
+            sizes.append(len(input_ids))
             raise torch.OutOfMemoryError("CUDA out of memory")
         return plain(self, input_ids=input_ids, **rest)
 
-    monkeypatch.setattr(LlamaForCausalLM, "generate", small_memory)
+    monkeypatch.setattr(LlamaForCausalLM, "forward", small_memory)
     code, out, err = run_trainer("evaluate", trained, "--json")
     assert code == 0
     assert {**json.loads(out), "speed": None} == {**expected, "speed": None}
     assert lines(trained.parent / "out" / "answers.jsonl") == answers
-    assert sizes[:4] == [3, 10, 5, 2]  # three are generated to see how it is done right
+    assert sizes == [10, 5] * 2  # of base and student
     assert "now 2 prompts are answered together" in err
 
 
 def test_one_prompt_that_does_not_fit_ends_in_one_message(run_trainer, trained, monkeypatch):  # noqa: F811
-    plain = LlamaForCausalLM.generate
+    plain = LlamaForCausalLM.forward
 
-    def no_memory(self, generation_config, **rest):
-        if generation_config.max_new_tokens <= FORCED_TOKENS:
-            return plain(self, generation_config=generation_config, **rest)
-        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+    def no_memory(self, input_ids, use_cache=None, **rest):
+        if use_cache and input_ids.shape[1] > max(self_test.LENGTHS):  # a prompt, not those of the check
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+        return plain(self, input_ids=input_ids, use_cache=use_cache, **rest)
 
-    monkeypatch.setattr(LlamaForCausalLM, "generate", no_memory)
+    monkeypatch.setattr(LlamaForCausalLM, "forward", no_memory)
     code, _, err = run_trainer("evaluate", trained)
     assert code == 1
     assert "max_new_tokens" in err

@@ -26,9 +26,19 @@ def built(name):
     ("name", "mode"),
     [
         ("llama", GenerationMode()),
-        ("recurrent_gemma", GenerationMode(pads=False)),  # its recurrence runs over the padding
-        ("rwkv", GenerationMode(pads=False, batches=False)),  # its state mixes the prompts of a batch
-        ("xlstm", GenerationMode(pads=False, batches=False, caches=False)),  # its cache has a wrong shape
+        (
+            "recurrent_gemma",
+            GenerationMode(refills=False, pads=False),
+        ),  # its recurrence runs over the padding
+        ("llama4_text", GenerationMode(refills=False)),  # chunks of attention end at certain columns
+        (
+            "rwkv",
+            GenerationMode(refills=False, pads=False, batches=False),
+        ),  # its state mixes the prompts of a batch
+        (
+            "xlstm",
+            GenerationMode(refills=False, pads=False, batches=False, caches=False),
+        ),  # its cache has a wrong shape
     ],
 )
 def test_a_batch_gets_the_answers_of_each_prompt_alone(name, mode):
@@ -39,7 +49,8 @@ def test_a_batch_gets_the_answers_of_each_prompt_alone(name, mode):
     expected = [greedy_alone(model, prompt, 4, STOP) for prompt in PROMPTS]
     assert [answer.ids for answer in answers] == expected
     assert choose_mode(model) == mode
-    assert notes == [mode.note] * (not mode.pads)
+    assert notes == [mode.note] * (not mode.refills)
+    assert bool(mode.note) == (not mode.refills)
 
 
 def test_padding_without_the_check_changes_the_answers_of_a_recurrent_student():
