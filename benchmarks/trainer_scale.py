@@ -1,7 +1,7 @@
 """Measure the trainer's token store on corpora of a hundred thousand, one and ten million rows.
 
     python benchmarks/trainer_scale.py [--rows 100000 1000000] [--folder build/scale] [--keep] [--log-probs]
-        [--memory-only]
+        [--memory-only] [--copied 10000]
 
 Each corpus is made once: sealed shards of rows of about 120 tokens, a tenth of them held out. For each one:
 `trainer plan` without a store in one process and in several, again with the store, and the start of `trainer
@@ -9,9 +9,15 @@ train` with it (two steps of the small student that this project ships, less the
 rows). Baseline in the same run: `datasets.Dataset.map` with the same template and tokenizer on the first
 100,000 rows, in one process and in several, which makes token ids and checks nothing. Seconds are wall time
 and, beside them, CPU seconds of all processes: on a busy machine only these say much. Memory is the largest
-process's. Prints one table and writes FOLDER/trainer_scale.json. Ten million rows need 12 GB of disk.
+process's: its peak, which counts the pages of files that it reads through mappings, its libraries above all,
+and the peak of the rest (RssAnon, looked at every 20 ms). Prints one table and writes
+FOLDER/trainer_scale.json. Ten million rows need 12 GB of disk.
 With --log-probs the answers have log-probabilities of a teacher whose tokens are one or two characters, five
 at each, and are learned with soft targets.
+With --memory-only the evaluation and the audit follow, without their models: what they read and write, and
+how their memory grows with the rows.
+With --copied N, rows beyond the first N are stand-ins: copies of them under other keys and prompt ids, in
+corpus and store (`copied_corpus`). Their tokens are those of N rows, and tokenising is not measured.
 """
 
 from __future__ import annotations
@@ -24,6 +30,7 @@ import random
 import shutil
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +39,7 @@ import pyarrow as pa
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import copied_corpus  # noqa: E402
 from harvester.store.journal.records import RunRecord  # noqa: E402
 from harvester.store.shards.parquet_file import ROWS_PER_GROUP, open_writer  # noqa: E402
 from harvester.store.shards.schema import SCHEMA  # noqa: E402
@@ -51,7 +59,43 @@ RUN = RunRecord(
 )
 # `python -c` takes these as its program.
 PLAN = "import sys; from trainer.__main__ import main; sys.argv = ['trainer', *sys.argv[1:]]; main()"
+COPY_PARTS = """
+import sys
+from pathlib import Path
+from benchmarks.copied_corpus import copy_parts
+copy_parts(Path(sys.argv[1]), int(sys.argv[2]))
+"""
 ONE_PROCESS = "from trainer.data.tokens import builder; builder.PARALLEL_ROWS = 1 << 40; "
+# What is read and written to evaluate and audit, without the models: losses are made up, each another.
+EVALUATE = """
+import sys
+from pathlib import Path
+from trainer import config as settings
+from trainer.data.chat_template import Renderer
+from trainer.evaluation import evaluate, evaluated_rows, explorer
+from trainer.model import model
+config = settings.load(Path(sys.argv[1]))
+renderer = Renderer(model.load_tokenizer(config.base, config.template))
+rows = evaluated_rows.read(config, renderer)
+assert rows.taught()
+texts = [held.teacher or "" for held in rows.held_out[:20]]
+explorer.write_page(
+    rows.held_out[:20], {"base": texts, "student": ["?"] * len(texts)}, rows.learned,
+    config.out_path / "disagreements.html", "scale",
+)
+"""
+AUDIT = """
+import sys
+from pathlib import Path
+import numpy as np
+from trainer import config as settings
+from trainer.evaluation import audit
+def losses(answering, examples, config):
+    return np.array([example.supervised for example in examples]) + np.arange(len(examples)) / len(examples)
+audit.likelihood.losses = losses
+audit.model.load_base_of = lambda *_: None
+print(audit.audit(settings.load(Path(sys.argv[1])), 0)["rows"])
+"""
 MAP = """
 import json, sys
 from pathlib import Path
@@ -104,8 +148,8 @@ def table_of(numbers: range, *, has_log_probs: bool) -> pa.Table:
     """Rows as a harvest stores them."""
     texts = [row(number) for number in numbers]
     values: dict[str, Any] = {
-        "key": [hashlib.sha256(str(number).encode()).hexdigest() for number in numbers],
-        "prompt_id": [f"p{number:09d}" for number in numbers],
+        "key": [copied_corpus.key_of(number) for number in numbers],
+        "prompt_id": [copied_corpus.prompt_id_of(number) for number in numbers],
         "messages": [[{"role": "user", "content": prompt}] for prompt, _ in texts],
         "completion": [answer for _, answer in texts],
         "request_json": [
@@ -134,12 +178,21 @@ def table_of(numbers: range, *, has_log_probs: bool) -> pa.Table:
     return pa.table(columns, schema=SCHEMA)
 
 
-def make_corpus(folder: Path, rows: int, *, has_log_probs: bool = False) -> None:
-    """Write the shards of a corpus, unless they are there."""
+def make_corpus(folder: Path, rows: int, *, has_log_probs: bool = False, copied: int = 0) -> None:
+    """Write the shards of a corpus, unless they are there.
+
+    Args:
+        copied: rows of the one shard that is copied until there are `rows`; 0: all rows differ.
+    """
     done = folder / "complete"
     if done.exists():
         return
     shutil.rmtree(folder, ignore_errors=True)
+    if copied and rows > copied:
+        make_corpus(folder, copied, has_log_probs=has_log_probs)
+        done.unlink()
+        copied_corpus.copy_shards(folder, rows, copied, RUN.lineage())
+        return
     folder.mkdir(parents=True)
     for shard, begin in enumerate(range(0, rows, ROWS_PER_SHARD), start=1):
         hidden = folder / "shard.tmp"
@@ -177,7 +230,11 @@ def measured(program: str, *arguments: object) -> dict[str, float]:
     process = os.posix_spawn(
         sys.executable, command, {**os.environ, "PYTHONPATH": str(ROOT)}, file_actions=actions
     )
-    _, status, usage = os.wait4(process, 0)
+    own = 0
+    while not (ended := os.wait4(process, os.WNOHANG))[0]:
+        own = max(own, *map(own_kib, family(process)))
+        time.sleep(0.02)  # the interval of the measurement
+    _, status, usage = ended
     os.close(output)
     if status:
         raise SystemExit(f"{' '.join(map(str, arguments))} failed: {os.waitstatus_to_exitcode(status)}")
@@ -185,42 +242,77 @@ def measured(program: str, *arguments: object) -> dict[str, float]:
         "wall_s": time.monotonic() - started,
         "cpu_s": usage.ru_utime + usage.ru_stime,
         "mib": usage.ru_maxrss / 1024,
+        "own_mib": own / 1024,
     }
 
 
-def scale(
-    folder: Path, rows: int, base: Path, processes: int, *, has_log_probs: bool, in_one_process: bool = True
-) -> dict[str, Any]:
+def family(process: int) -> list[int]:
+    """Return a process and its descendants, without those that have just ended."""
+    found = [process]
+    for parent in found:
+        with suppress(OSError):
+            for children in Path(f"/proc/{parent}/task").glob("*/children"):
+                found += map(int, children.read_text().split())
+    return found
+
+
+def own_kib(process: int) -> int:
+    """Return the memory of a process that no file backs (RssAnon); 0 if it has ended."""
+    with suppress(OSError):
+        for line in Path(f"/proc/{process}/status").read_text().splitlines():
+            if line.startswith("RssAnon:"):
+                return int(line.split()[1])
+    return 0
+
+
+def scale(folder: Path, rows: int, processes: int, options: argparse.Namespace) -> dict[str, Any]:
     """Measure one size."""
-    corpus, work = folder / f"corpus-{rows}", folder / f"work-{rows}"
-    if has_log_probs:
-        corpus = corpus.with_name(f"{corpus.name}-log-probs")
-    make_corpus(corpus, rows, has_log_probs=has_log_probs)
-    toml = write_toml(work, corpus, base, "auto" if has_log_probs else "off")
-    results: dict[str, Any] = {"rows": rows}
+    copied = options.copied if rows > options.copied else 0
+    kind = ("-log-probs" if options.log_probs else "") + ("-copied" if copied else "")
+    corpus, work = folder / f"corpus-{rows}{kind}", folder / f"work-{rows}{kind}"
+    make_corpus(corpus, rows, has_log_probs=options.log_probs, copied=copied)
+    toml = write_toml(work, corpus, options.base, "auto" if options.log_probs else "off")
+    results: dict[str, Any] = {"rows": rows, "copied": bool(copied)}
 
     def run(name: str, program: str, *arguments: object) -> None:
         results[name] = measured(program, *arguments)
         print(f"{rows:>10,} rows  {name:<28}" + seconds(results[name]), flush=True)
 
     plan = ("plan", toml, "--probe", 0)
-    if in_one_process and rows <= 1_000_000:
+    if not options.memory_only and not copied and rows <= 1_000_000:
         shutil.rmtree(work / "cache", ignore_errors=True)
         run("plan, one process", ONE_PROCESS + PLAN, *plan)
-    shutil.rmtree(work / "cache", ignore_errors=True)
-    run(f"plan, {processes} processes", PLAN, *plan)
+    if copied:
+        # What chooses rows is measured, not what makes the parts.
+        measured(COPY_PARTS, toml, copied)
+        for selections in (work / "cache").glob("*/selections"):
+            shutil.rmtree(selections)
+        run("plan, parts there", PLAN, *plan)
+    else:
+        shutil.rmtree(work / "cache", ignore_errors=True)
+        run(f"plan, {processes} processes", PLAN, *plan)
     run("plan, second", PLAN, *plan)
     if rows <= 1_000_000:
         shutil.rmtree(work / "out", ignore_errors=True)
         run("train, second start", PLAN, "train", toml)
+        if options.memory_only:
+            run("evaluate, without models", EVALUATE, toml)
+            shutil.rmtree(work / "out", ignore_errors=True)
+            run("audit, without models", AUDIT, toml)
     results["store_mib"] = sum(p.stat().st_size for p in (work / "cache").rglob("*") if p.is_file()) / 2**20
-    shutil.rmtree(work)
+    if not options.keep:
+        shutil.rmtree(work)
+        if rows != BASELINE_ROWS or copied:
+            shutil.rmtree(corpus)
     return results
 
 
 def seconds(result: dict[str, float]) -> str:
     """Write a measurement as text."""
-    return f"{result['wall_s']:9.1f} s wall {result['cpu_s']:9.1f} s CPU {result['mib']:8,.0f} MiB"
+    return (
+        f"{result['wall_s']:9.1f} s wall {result['cpu_s']:9.1f} s CPU {result['mib']:8,.0f} MiB, "
+        f"{result['own_mib']:,.0f} without files"
+    )
 
 
 def main() -> None:
@@ -234,6 +326,7 @@ def main() -> None:
     parser.add_argument("--keep", action="store_true", help="keep the corpora")
     parser.add_argument("--log-probs", action="store_true", help="answers have log-probabilities")
     parser.add_argument("--memory-only", action="store_true", help="no baseline, no plan by one process")
+    parser.add_argument("--copied", type=int, default=0, metavar="ROWS", help="copy these rows for the rest")
     options = parser.parse_args()
     folder, processes = options.folder.resolve(), len(os.sched_getaffinity(0))
     print(f"load {os.getloadavg()[0]:.1f}, {processes} cores", flush=True)
@@ -248,38 +341,37 @@ def main() -> None:
         print(f"{BASELINE_ROWS:>10,} rows  datasets.map, {count} processes   " + seconds(result), flush=True)
         shutil.rmtree(cache, ignore_errors=True)
     for rows in [START_ROWS, *options.rows]:
-        size = scale(
-            folder,
-            rows,
-            options.base,
-            processes,
-            has_log_probs=options.log_probs,
-            in_one_process=not options.memory_only,
-        )
+        size = scale(folder, rows, processes, options)
         results["sizes"].append(size)
         (folder / "trainer_scale.json").write_text(json.dumps(results, indent=1) + "\n")
-        if not options.keep and rows != BASELINE_ROWS:
-            shutil.rmtree(folder / f"corpus-{rows}{'-log-probs' if options.log_probs else ''}")
     print_ratios(results, processes)
     if not options.keep:
         shutil.rmtree(folder / f"corpus-{BASELINE_ROWS}", ignore_errors=True)
 
 
 def print_ratios(results: dict[str, Any], processes: int) -> None:
-    """Print rates against the baseline, speed-up, second starts and memory."""
+    """Print rates against the baseline, speed-up, second starts, and memory against the size before."""
     smallest, *sizes = results["sizes"]
+    before: dict[str, Any] = {}
     for size in sizes:
-        rows, many = size["rows"], size[f"plan, {processes} processes"]
-        line = f"{rows:>10,} rows: {rows / many['wall_s']:,.0f} rows/s"
-        if baseline := results["baseline"].get(processes):
-            base = baseline["wall_s"] / BASELINE_ROWS
-            line += f", {many['wall_s'] / rows / base:.2f} times the seconds of datasets.map"
-        if (one := size.get("plan, one process")) is not None:
-            line += f"; {one['wall_s'] / many['wall_s']:.2f} x one process"
+        rows, many = size["rows"], size.get(f"plan, {processes} processes")
+        facts = []
+        if many is not None:
+            facts.append(f"{rows / many['wall_s']:,.0f} rows/s")
+            if baseline := results["baseline"].get(processes):
+                base = baseline["wall_s"] / BASELINE_ROWS
+                facts.append(f"{many['wall_s'] / rows / base:.2f} times the seconds of datasets.map")
+            if (one := size.get("plan, one process")) is not None:
+                facts.append(f"{one['wall_s'] / many['wall_s']:.2f} x one process")
         if (train := size.get("train, second start")) is not None:
             more = train["wall_s"] - smallest["train, second start"]["wall_s"]
-            line += f"; second start +{more:.1f} s over {START_ROWS} rows"
-        print(line + f"; store {size['store_mib']:,.0f} MiB")
+            facts.append(f"second start +{more:.1f} s over {START_ROWS} rows")
+        print(f"{rows:>10,} rows: {'; '.join(facts)}; store {size['store_mib']:,.0f} MiB")
+        for name, result in size.items():
+            if isinstance(result, dict) and name in before:
+                ratio = result["mib"] / before[name]["mib"]
+                print(f"{'':>10}  {name}: {ratio:.3f} times the memory of {before['rows']:,} rows")
+        before = size
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from trainer.console import (
     print_result,
     print_scorecard,
     progress_bar,
+    progress_lines,
 )
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ def audit(
     print_message("reading corpus")
     from trainer.evaluation.audit import audit as run_audit
 
-    result = run_audit(loaded, folds, print_message)
+    result = run_audit(loaded, folds, print_message, progress_lines("tokenising", "rows"))
     lines = [
         f"{result['rows']:,} rows, the most suspicious first: {result['file']}",
         f"page: {result['page']}",

@@ -180,7 +180,10 @@ class Distillation:
         return config.model_copy(update={"data": data, "out": out})
 
     def _trained(self) -> TrainConfig:
-        return self._train_config(Path(self._done["train"].result["adapter"]).parent)
+        """Return the configuration of what was trained; it finds the token store that the training used."""
+        config = self._train_config(Path(self._done["train"].result["adapter"]).parent)
+        data = config.data.model_copy(update={"cache": str(self._train_config().cache)})
+        return config.model_copy(update={"data": data})
 
     def _harvest(self, _key: str) -> dict[str, Any]:
         files = self._files
@@ -215,18 +218,25 @@ class Distillation:
     def _train(self, _key: str) -> dict[str, Any]:
         from trainer.data import dataset
         from trainer.experiments.stages import Stages
+        from trainer.experiments.taught_store import trainings_of_store
+        from trainer.experiments.trainings import TaughtRows, Trainings
 
-        config = self._train_config()
-        rows = dataset.read(config)
-        stages = Stages(
-            config, self._files.folder, rows, "accuracy", on_note=self._note, on_progress=self._update
-        )
-        training, made = stages.train(rows, config.train.seed, f"training on {len(rows.train):,} rows")
-        found = {_FOUND: True} if stages.was_found(training) else {}
+        config, folder = self._train_config(), self._files.folder
+        rows: dataset.Rows | TaughtRows
+        trainings: Trainings
+        if dataset.is_stored(config):
+            trainings, rows = trainings_of_store(config, folder, self._note, self._update)
+            learned = rows.store.rows.learned
+        else:
+            rows = dataset.read(config)
+            trainings = Stages(config, folder, rows, "accuracy", on_note=self._note, on_progress=self._update)
+            learned = rows.learned
+        training, made = trainings.train(rows, config.train.seed, f"training on {learned:,} rows")
+        found = {_FOUND: True} if trainings.was_found(training) else {}
         return {
             **made,
             **found,
-            "adapter": str(stages.adapter_of(training)),
+            "adapter": str(trainings.adapter_of(training)),
         }  # the folder may have been moved
 
     def _evaluate(self, key: str) -> dict[str, Any]:

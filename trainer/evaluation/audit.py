@@ -16,22 +16,27 @@ learned by heart in the first place.
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from harvester.quality.similarity.split import prompt_key
 from harvester.store.shards.schema import Sample
 from trainer.config import OutSection, TrainConfig
 from trainer.data import dataset
 from trainer.data.chat_template import Example, Renderer
 from trainer.data.conversation import conversation_of
+from trainer.data.tokens.builder import Progress, no_progress
+from trainer.data.tokens.row_texts import RowTexts
+from trainer.data.tokens.selection import places_by_prompt
 from trainer.errors import DataError
-from trainer.evaluation import likelihood, neighbours, text_metrics
+from trainer.evaluation import audited_rows, likelihood, neighbours, text_metrics
+from trainer.evaluation.audited_rows import AuditedRows, Prompts
 from trainer.evaluation.learned_texts import prompt_text
+from trainer.evaluation.likelihood import Values
 from trainer.evaluation.row_page import RowCard, RowPage, Text
 from trainer.model import model, weights
 from trainer.publish.adapter import check_same_base, check_same_tokens
@@ -41,9 +46,10 @@ from trainer.training.train import train
 # Rows on the page, and rows shown below each. A similarity from which a prompt counts as nearly the same.
 MOST_ROWS, NEAREST, NEAR = 100, 3, 0.9
 FOLDER = "audit"
+# Bytes of a prompt's hash from which its fold is drawn.
+_FOLD_BYTES = 6
 
 Note = Callable[[str], None]
-Losses = list[float | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +77,16 @@ class AuditedRow:
         return next(loss for loss in (self.unseen, self.after, self.before) if loss is not None)
 
 
-def audit(config: TrainConfig, folds: int, on_note: Note = lambda _: None) -> dict[str, Any]:
+def audit(
+    config: TrainConfig, folds: int, on_note: Note = lambda _: None, on_progress: Progress = no_progress
+) -> dict[str, Any]:
     """Measure every row that can be learned; write audit.jsonl and audit.html into `[out] path`/audit.
 
     Trainings of folds are kept there: the same command resumes, or repeats none.
 
     Args:
         folds: 0: no training; the finished student judges.
+        on_progress: called while the token store of a large corpus is made, because there is none.
 
     Returns:
         `rows`, `folds`, the files, and the keys of the worst rows.
@@ -85,88 +94,139 @@ def audit(config: TrainConfig, folds: int, on_note: Note = lambda _: None) -> di
     Raises:
         DataError: too few rows. What `dataset.read` and `trainer.training.train.train` raise.
     """
-    rows = dataset.read(config, learns=False)
+    dataset.require_folder(config)
     renderer = Renderer(model.load_tokenizer(config.base, config.template))
-    rendered = dataset.render_samples(rows.train, renderer, config.data)
-    pairs = [
-        (sample, example)
-        for sample, example in zip(rows.train, rendered, strict=True)
-        if len(example.ids) <= config.train.max_length and example.supervised > 0
-    ]
-    samples, examples = [sample for sample, _ in pairs], [example for _, example in pairs]
-    if len(samples) < max(2, folds):
+    rows = audited_rows.read(config, renderer, on_progress)
+    if len(rows) < max(2, folds):
         raise DataError(
-            f"too few rows to audit: {len(samples)}", place=str(config.corpus), remedy="harvest more"
+            f"too few rows to audit: {len(rows)}", place=str(config.corpus), remedy="harvest more"
         )
-    before, after = _losses_of_student(config, renderer, examples, on_note)
-    unseen = _unseen_losses(config, samples, examples, folds, on_note) if folds else [None] * len(samples)
-    disagreements = _disagreements(samples)
-    audited = [
-        AuditedRow(
-            sample.key,
-            sample.prompt_id,
-            str(sample.metadata.get("task") or ""),
-            examples[n].supervised,
-            before[n] or 0.0,
-            after[n],
-            unseen[n],
-            disagreements[n],
-        )
-        for n, sample in enumerate(samples)
-    ]
-    order = sorted(range(len(audited)), key=lambda n: (-audited[n].score, audited[n].key))
+    before, after = _losses_of_student(config, renderer, rows.examples, on_note)
+    unseen = _unseen_losses(config, rows, folds, on_note) if folds else None
     folder = config.out_path / FOLDER
+    audited = _Audit(rows, before, after, unseen, _tasks_and_disagreements(rows, folder))
+    order = audited.order()
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "audit.jsonl"
-    file.write_text("".join(f"{json.dumps(asdict(audited[n]))}\n" for n in order), encoding="utf-8")
-    page = _page(audited, samples, order, config.name).write(folder / "audit.html")
+    with file.open("w", encoding="utf-8") as lines:
+        for place in order:
+            lines.write(f"{json.dumps(asdict(audited.row(int(place))))}\n")
+    worst = order[:MOST_ROWS].tolist()
+    page = _page(audited, worst, config.name).write(folder / "audit.html")
     return {
-        "rows": len(audited),
+        "rows": len(rows),
         "folds": folds,
         "file": str(file),
         "page": str(page),
-        "worst": [audited[n].key for n in order[:MOST_ROWS]],
+        "worst": [rows.names(place)[0] for place in worst],
     }
+
+
+@dataclass(frozen=True, slots=True)
+class _Texts:
+    """What the texts of the rows say: the number of each row's task, and how much its answer differs.
+
+    Attributes:
+        tasks: [rows] numbers in `names`.
+        disagreements: [rows] 1 - the mean token F1; empty where no prompt has several answers.
+        has_others: [rows] whether its prompt has another answer.
+    """
+
+    tasks: NDArray[np.int32]
+    names: Sequence[str]
+    disagreements: Values
+    has_others: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class _Unseen:
+    """Losses of students that did not learn a row, and whether there was such a student."""
+
+    losses: Values
+    is_known: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class _Audit:
+    """What is known of all rows, in arrays by their place: some tens of bytes a row."""
+
+    rows: AuditedRows
+    before: Values
+    after: Values | None
+    unseen: _Unseen | None
+    texts: _Texts
+
+    def row(self, place: int) -> AuditedRow:
+        """Return what is known of one row."""
+        key, prompt_id = self.rows.names(place)
+        unseen, texts = self.unseen, self.texts
+        return AuditedRow(
+            key,
+            prompt_id,
+            texts.names[texts.tasks[place]],
+            self.rows.examples[place].supervised,
+            float(self.before[place]),
+            None if self.after is None else float(self.after[place]),
+            float(unseen.losses[place]) if unseen is not None and unseen.is_known[place] else None,
+            float(texts.disagreements[place]) if texts.has_others[place] else None,
+        )
+
+    def scores(self) -> Values:
+        """Return how suspicious each row is, see `AuditedRow.score`."""
+        seen = self.before if self.after is None else self.after
+        return seen if self.unseen is None else np.where(self.unseen.is_known, self.unseen.losses, seen)
+
+    def order(self) -> NDArray[np.int32]:
+        """Return the places of all rows, the most suspicious first; rows with one score by their key."""
+        scores = self.scores()
+        order = np.argsort(-scores, kind="stable").astype(np.int32)
+        is_tie = scores[order[1:]] == scores[order[:-1]]
+        if is_tie.any():
+            tied = np.zeros(len(order), dtype=bool)
+            tied[:-1] |= is_tie
+            tied[1:] |= is_tie
+            at = np.flatnonzero(tied)
+            places = order[at]
+            order[at] = places[np.lexsort((self.rows.keys(places), -scores[places]))]
+        return order
 
 
 def _losses_of_student(
     config: TrainConfig, renderer: Renderer, examples: Sequence[Example], on_note: Note
-) -> tuple[Losses, Losses]:
-    """Return the loss of each row by the base and by the finished student, if there is one."""
+) -> tuple[Values, Values | None]:
+    """Return the loss of each row by the base and by the finished student; None if there is none."""
     model.set_threads(config.train)
     device = model.select_device(config.train)
     adapter = config.student_path
     if not adapter.is_dir():
         on_note("there is no finished student: rows have no loss after training")
-        return _losses(model.load_base_of(config, device), examples, config), [None] * len(examples)
+        return likelihood.losses(model.load_base_of(config, device), examples, config), None
     weights.check_trained(adapter, full=config.is_full)
     check_same_base(config, adapter)
     check_same_tokens(config, renderer, adapter)
     student = model.load_trained_student(config, adapter, device)
     with student.disable_adapter():
-        before = _losses(student, examples, config)
-    return before, _losses(student, examples, config)
+        before = likelihood.losses(student, examples, config)
+    return before, likelihood.losses(student, examples, config)
 
 
-def _losses(answering: Any, examples: Sequence[Example], config: TrainConfig) -> Losses:
-    measured = likelihood.measure(answering, examples, config)
-    return [] if measured is None else (measured.nats / measured.tokens).tolist()
+def _folds(rows: AuditedRows, folds: int) -> NDArray[np.int64]:
+    """Return the fold of each row, drawn from its prompt's content, so that a prompt is in one fold only."""
+    hashes = rows.prompts().view(np.uint8).reshape(len(rows), -1)
+    number = np.zeros(len(rows), dtype=np.int64)
+    for column in range(_FOLD_BYTES):
+        number = number << 8 | hashes[:, column]
+    return np.asarray(number % folds)
 
 
-def fold_of(sample: Sample, folds: int) -> int:
-    """Return the fold of a row, drawn from its prompt's content, so that a prompt is in one fold only."""
-    return int(prompt_key(sample.messages)[:12], 16) % folds
-
-
-def _unseen_losses(
-    config: TrainConfig, samples: Sequence[Sample], examples: Sequence[Example], folds: int, on_note: Note
-) -> Losses:
+def _unseen_losses(config: TrainConfig, rows: AuditedRows, folds: int, on_note: Note) -> _Unseen:
     """Train a student for each fold on all other folds, and let it read that fold."""
-    losses: Losses = [None] * len(samples)
+    found = _Unseen(np.zeros(len(rows)), np.zeros(len(rows), dtype=bool))
+    fold_of = _folds(rows, folds)
     for fold in range(folds):
-        held = [n for n, sample in enumerate(samples) if fold_of(sample, folds) == fold]
-        others = [sample.key for sample in samples if fold_of(sample, folds) != fold]
-        if not held or not others:
+        is_held = fold_of == fold
+        held = np.flatnonzero(is_held)
+        if len(held) in {0, len(rows)}:
             continue
         out = config.out_path / FOLDER / f"fold-{fold + 1}-of-{folds}"
         part = config.model_copy(
@@ -176,71 +236,117 @@ def _unseen_losses(
                 "train": config.train.model_copy(update={"soft_targets": "off"}),
             }
         )
-        on_note(f"fold {fold + 1} of {folds}: {len(others):,} rows teach, {len(held):,} are judged")
+        taught = len(rows) - len(held)
+        on_note(f"fold {fold + 1} of {folds}: {taught:,} rows teach, {len(held):,} are judged")
         callbacks = Callbacks(
             on_step=lambda log: on_note(f"step {log.step} of {log.steps}, loss {log.loss:.3f}")
         )
-        train(part, callbacks, rows=dataset.read(part, only=set(others), learns=False))
+        with rows.without(is_held, part) as others:
+            train(part, callbacks, rows=others)
         student = model.load_trained_student(part, part.student_path, model.select_device(config.train))
-        for n, loss in zip(held, _losses(student, [examples[n] for n in held], config), strict=True):
-            losses[n] = loss
-    return losses
-
-
-def _disagreements(samples: Sequence[Sample]) -> Losses:
-    """Return how much each answer differs from the others to the same prompt."""
-    by_prompt: dict[str, list[int]] = defaultdict(list)
-    for n, sample in enumerate(samples):
-        by_prompt[prompt_key(sample.messages)].append(n)
-    found: Losses = [None] * len(samples)
-    for numbers in by_prompt.values():
-        for n in numbers if len(numbers) > 1 else ():
-            ours = samples[n].completion or ""
-            scores = [text_metrics.token_f1(ours, samples[m].completion or "") for m in numbers if m != n]
-            found[n] = 1 - sum(scores) / len(scores)
+        found.losses[held] = likelihood.losses(student, _Some(rows.examples, held), config)
+        found.is_known[held] = True
     return found
 
 
-def _page(
-    audited: Sequence[AuditedRow], samples: Sequence[Sample], order: Sequence[int], name: str
-) -> RowPage:
-    numbers = neighbours.spread(len(samples))
-    prompts = [prompt_text(conversation_of(samples[n])) for n in numbers]
-    index = neighbours.TextIndex.of(prompts)
-    cards = [_card(audited[n], samples[n], index, samples, numbers) for n in order[:MOST_ROWS]]
-    near = sum(any("nearly the same prompt" in fact for fact in card.facts) for card in cards)
-    scores = [row.score for row in audited]
+class _Some(Sequence[Example]):
+    """Some of the examples, read when they are asked for."""
+
+    def __init__(self, examples: Sequence[Example], places: NDArray[np.int64]) -> None:
+        self._examples = examples
+        self._places = places
+
+    def __len__(self) -> int:
+        """Return their number."""
+        return len(self._places)
+
+    def __getitem__(self, at: Any) -> Any:
+        """Return one of them."""
+        return self._examples[int(self._places[at])]
+
+
+def _tasks_and_disagreements(rows: AuditedRows, folder: Path) -> _Texts:
+    """Read the texts of all rows once: their tasks, and how much each answer differs from others.
+
+    Args:
+        folder: for the answers of prompts with several, while they are sorted.
+    """
+    prompts = rows.prompts()
+    several = _places_of_several(prompts)
+    has_others = np.zeros(len(rows), dtype=bool)
+    has_others[several] = True
+    tasks = np.zeros(len(rows), dtype=np.int32)
+    disagreements = np.zeros(len(rows) if len(several) else 0)
+    numbers: dict[str, int] = {}
+    with RowTexts(folder, len(rows)) as answers:
+        for place, sample in rows.samples():
+            task = str(sample.metadata.get("task") or "")
+            tasks[place] = numbers.setdefault(task, len(numbers))
+            if has_others[place]:
+                answers.add(place, (sample.completion or "").encode("utf-8", "surrogatepass"))
+        for at in places_by_prompt(prompts[several]):
+            places = several[at].tolist()
+            texts = [answers.read(place).decode("utf-8", "surrogatepass") for place in places]
+            for ours, place in enumerate(places):
+                scores = [text_metrics.token_f1(texts[ours], t) for n, t in enumerate(texts) if n != ours]
+                disagreements[place] = 1 - sum(scores) / len(scores)
+    return _Texts(tasks, list(numbers), disagreements, has_others)
+
+
+def _places_of_several(prompts: Prompts) -> NDArray[np.int64]:
+    """Return the places of the rows whose prompt has another one, rising."""
+    order = np.argsort(prompts, kind="stable")
+    is_repeated = prompts[order[1:]] == prompts[order[:-1]]
+    has_others = np.zeros(len(prompts), dtype=bool)
+    has_others[order[1:][is_repeated]] = True
+    has_others[order[:-1][is_repeated]] = True
+    return np.flatnonzero(has_others)
+
+
+def _page(audited: _Audit, worst: Sequence[int], name: str) -> RowPage:
+    rows = audited.rows
+    numbers = neighbours.spread(len(rows))
+    place_of = {number: place for place, number in enumerate(numbers)}
+    compared = [neighbours.NOTHING] * len(numbers)
+    for number, sample in rows.samples(numbers):
+        compared[place_of[number]] = neighbours.windows(prompt_text(conversation_of(sample)))
+    index = neighbours.TextIndex(compared)
+    shown = dict(rows.samples(worst))
+    near = {
+        place: index.nearest(prompt_text(conversation_of(sample)), NEAREST + 1)
+        for place, sample in shown.items()
+    }
+    like = dict(rows.samples(sorted({numbers[each.place] for few in near.values() for each in few})))
+    cards = [
+        _card(audited.row(place), shown[place], [(each, like[numbers[each.place]]) for each in near[place]])
+        for place in worst
+    ]
+    found = sum(any("nearly the same prompt" in fact for fact in card.facts) for card in cards)
     return RowPage(
         f"Rows of {name} that a student finds improbable",
         f"Learned rows by the loss of {_judge(audited)} comes first. Wrong answers are among them, and rows "
         "that are only hard. audit.jsonl has all rows in this order.",
         [
-            (f"{len(audited):,}", "rows"),
+            (f"{len(rows):,}", "rows"),
             (f"{len(cards):,}", "shown"),
-            (f"{np.median(scores):.3f}", "median loss"),
-            (f"{near:,}", "of those shown have a near duplicate with another answer"),
+            (f"{np.median(audited.scores()):.3f}", "median loss"),
+            (f"{found:,}", "of those shown have a near duplicate with another answer"),
         ],
         cards,
         like_heading="rows with the most similar prompts",
     )
 
 
-def _judge(audited: Sequence[AuditedRow]) -> str:
+def _judge(audited: _Audit) -> str:
     """Say whose loss orders the rows, and what that puts first."""
-    if any(row.unseen is not None for row in audited):
+    if audited.unseen is not None and audited.unseen.is_known.any():
         return "a student that did not learn them, in nats a token: what contradicts the other rows"
-    if any(row.after is not None for row in audited):
+    if audited.after is not None:
         return "the finished student, which learned them, in nats a token: what it still finds improbable"
     return "the untrained base, in nats a token: what it finds improbable"
 
 
-def _card(
-    row: AuditedRow,
-    sample: Sample,
-    index: neighbours.TextIndex,
-    samples: Sequence[Sample],
-    numbers: Sequence[int],
-) -> RowCard:
+def _card(row: AuditedRow, sample: Sample, nearest: Sequence[tuple[neighbours.Neighbour, Sample]]) -> RowCard:
     prompt = prompt_text(conversation_of(sample))
     facts = [
         row.task,
@@ -251,8 +357,7 @@ def _card(
     if row.disagreement is not None:
         facts.append(f"disagrees with its other samples {row.disagreement:.2f}")
     like: list[Text] = []
-    for neighbour in index.nearest(prompt, NEAREST + 1):
-        other = samples[numbers[neighbour.place]]
+    for neighbour, other in nearest:
         if other.key == sample.key or len(like) == NEAREST:
             continue
         if neighbour.similarity >= NEAR and other.completion != sample.completion:

@@ -64,7 +64,7 @@ def compare(rendered: Rendered, renderer: Renderer, config: TrainConfig) -> tupl
         StudentError, ConfigError: the base can't be loaded, or its device is absent.
     """
     numbers = rendered.with_soft_targets
-    if not numbers:
+    if not len(numbers):
         return ()
     places = np.linspace(0, len(numbers) - 1, min(MOST_EXAMPLES, len(numbers))).round().astype(int)
     device = model.select_device(config.train)
@@ -72,7 +72,7 @@ def compare(rendered: Rendered, renderer: Renderer, config: TrainConfig) -> tupl
     # A part of a character is shown by its bytes.
     names = [data.decode(errors="backslashreplace") for data in token_bytes(renderer.tokenizer)]
     compared = []
-    for number in [numbers[place] for place in places]:
+    for number in [int(numbers[place]) for place in places]:
         example = shortened(rendered.examples[number])
         prompt_id = rendered.prompt_id(number)
         compared += _compare_example(example, prompt_id, student, device, renderer, names)

@@ -7,8 +7,9 @@ often the token that the model thinks likeliest is the teacher's, against how li
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -109,23 +110,55 @@ def measure(answering: Any, examples: Sequence[Example], config: TrainConfig) ->
     """
     if not examples:
         return None
+    nats = np.zeros(len(examples))
+    binned = np.zeros((3, len(examples), BINS))
+    _read(answering, examples, config, partial(_add, nats, binned))
+    tokens = np.array([e.supervised for e in examples], dtype=np.float64)
+    return Likelihood(nats, tokens, *binned)
+
+
+def losses(answering: Any, examples: Sequence[Example], config: TrainConfig) -> Values:
+    """Let a model read examples, which may be millions; keep the loss of each alone.
+
+    Args:
+        answering: as of `measure`.
+
+    Returns:
+        [examples] nats per supervised token, the same as `measure` finds.
+    """
+    nats = np.zeros(len(examples))
+    if len(examples):
+        _read(answering, examples, config, lambda of_tokens, owners: np.add.at(nats, owners, of_tokens[0]))
+    return nats / np.fromiter((e.supervised for e in examples), np.float64, len(examples))
+
+
+def _read(
+    answering: Any,
+    examples: Sequence[Example],
+    config: TrainConfig,
+    add: Callable[[tuple[Values, ...], NDArray[np.int64]], None],
+) -> None:
+    """Let a model read examples pack by pack.
+
+    Args:
+        add: called for each pack: nats, confidence and correctness of its tokens, and the example of each.
+    """
     device = next(answering.parameters()).device
     answering.requires_grad_(False)  # the loss of a frozen head needs no full logits
     forward = self_test.check_student(answering, config.base)
     recorder = _Recorder()
-    nats = np.zeros(len(examples))
-    binned = np.zeros((3, len(examples), BINS))
+    lengths = np.fromiter((len(e.ids) - 1 for e in examples), np.int32, len(examples))
+    packing = pack(lengths, config.train.pack_budget)
     with torch.no_grad(), self_test.attention_of(answering, forward.layout):
-        for numbers in pack([len(e.ids) - 1 for e in examples], config.train.pack_budget).packs:
+        for number in range(len(packing)):
+            numbers = packing.pack(number)
+            packed = [examples[i] for i in numbers]
             if forward.head is None:
-                _record_logits(recorder, answering, [examples[i] for i in numbers], device, forward)
+                _record_logits(recorder, answering, packed, device, forward)
             else:
-                packed = [examples[i] for i in numbers]
                 for _ in pack_losses(answering, packed, device, forward, recorder):
                     pass
-            _add(nats, binned, recorder.take(), _owners(examples, numbers))
-    tokens = np.array([e.supervised for e in examples], dtype=np.float64)
-    return Likelihood(nats, tokens, *binned)
+            add(recorder.take(), _owners(packed, numbers))
 
 
 def measure_parts(
@@ -149,10 +182,11 @@ def _record_logits(
         recorder.record(supervised_logits(answering, batch), batch.targets)
 
 
-def _owners(examples: Sequence[Example], numbers: Sequence[int]) -> NDArray[np.int64]:
+def _owners(packed: Sequence[Example], numbers: Sequence[int]) -> NDArray[np.int64]:
     """Return for each token of a pack the number of its example, in the collator's order: longest first."""
-    ordered = sorted(numbers, key=lambda i: -len(examples[i].ids))
-    return np.repeat(np.array(ordered, dtype=np.int64), [examples[i].supervised for i in ordered])
+    ordered = sorted(range(len(packed)), key=lambda place: -len(packed[place].ids))
+    of_places = np.array([numbers[place] for place in ordered], dtype=np.int64)
+    return np.repeat(of_places, [packed[place].supervised for place in ordered])
 
 
 def _add(

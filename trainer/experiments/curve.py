@@ -21,8 +21,9 @@ from trainer.experiments.power_law import (
     fit,
     percentiles,
 )
-from trainer.experiments.stages import Note, Progress, Score, Stages, no_progress, prompt_weights
+from trainer.experiments.stages import Score, Stages, prompt_weights
 from trainer.experiments.subsets import CurvePlan
+from trainer.experiments.trainings import Note, Progress, no_progress
 
 SCHEMA = "trainer.curve/1"
 # Decimals of a predicted gain: less than a millionth counts as zero.

@@ -32,7 +32,8 @@ from trainer.experiments.pool import (
     read_pool,
 )
 from trainer.experiments.power_law import Floats, HeldOutScores, percentiles
-from trainer.experiments.stages import Note, Progress, Score, Stages, no_progress, prompt_weights
+from trainer.experiments.stages import Score, Stages, prompt_weights
+from trainer.experiments.trainings import Note, Progress, no_progress
 from trainer.files import write_text
 
 SCHEMA = "trainer.loop/1"

@@ -32,7 +32,7 @@ from trainer.errors import DataError
 from trainer.experiments.harvests import Harvests
 from trainer.experiments.pool import PoolPrompt
 from trainer.experiments.power_law import Floats, percentiles
-from trainer.experiments.stages import Note, Progress, digest, no_progress
+from trainer.experiments.trainings import Note, Progress, digest, no_progress
 from trainer.files import read_json, write_json, write_text
 from trainer.model import model, weights
 from trainer.model.generate import Answer

@@ -12,6 +12,7 @@ from trainer.data.soft_targets import SoftReport
 from trainer.data.tokens import builder
 from trainer.data.tokens.builder import Progress, no_progress
 from trainer.data.tokens.stored_rows import StoredRows
+from trainer.data.tokens.token_store import TokenStore
 from trainer.model import model, weights
 from trainer.publish.adapter import rehearse
 
@@ -65,7 +66,7 @@ class TrainingInputs:
 
 def read_inputs(
     config: TrainConfig,
-    rows: dataset.Rows | None = None,
+    rows: dataset.Rows | TokenStore | None = None,
     on_progress: Progress = no_progress,
     *,
     rehearses: bool = True,
@@ -83,10 +84,15 @@ def read_inputs(
         TermsRefused: a teacher's terms do not permit training.
     """
     weights.check_base(config.base, config.student.sha256)
-    if rows is None and dataset.is_stored(config):
-        return _stored_inputs(config, on_progress, rehearses=rehearses)
-    rows = rows or dataset.read(config)
+    is_stored = rows is None and dataset.is_stored(config)
+    if rows is None and not is_stored:
+        rows = dataset.read(config)
     renderer = Renderer(model.load_tokenizer(config.base, config.template))
+    if is_stored:
+        rows = builder.prepare(config, renderer, on_progress)
+    if isinstance(rows, TokenStore):
+        return _stored_inputs(config, renderer, rows, rehearses=rehearses)
+    assert rows is not None, "read above"
     vocabulary = weights.vocabulary_size(config.base)
     rendered, data = data_checks.render_rows(rows, renderer, config, vocabulary)
     checks = data_checks.run_checks(rendered, renderer, vocabulary=vocabulary, learned=len(data.examples))
@@ -98,10 +104,10 @@ def read_inputs(
     return TrainingInputs(rows, renderer, data, order, faults, soft)
 
 
-def _stored_inputs(config: TrainConfig, on_progress: Progress, *, rehearses: bool) -> TrainingInputs:
-    """Read a large corpus from its token store, which is made first where it is absent."""
-    renderer = Renderer(model.load_tokenizer(config.base, config.template))
-    store = builder.prepare(config, renderer, on_progress)
+def _stored_inputs(
+    config: TrainConfig, renderer: Renderer, store: TokenStore, *, rehearses: bool
+) -> TrainingInputs:
+    """Read a large corpus from its token store."""
     dataset.require_embedded(store.highest_id, weights.vocabulary_size(config.base), config)
     tokens = data_checks.token_check(store.control, renderer, config.base, config.lora.trainable_tokens)
     faults = (

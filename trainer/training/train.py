@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from harvester.system.background import StopRequests
 from trainer.config import TrainConfig
 from trainer.data import dataset
+from trainer.data.tokens.token_store import TokenStore
 from trainer.errors import FindingsError, Interrupted, ProcessLost
 from trainer.model import model
 from trainer.process import end_before_first_step, lock_output_folder, stop_signals
@@ -61,7 +62,7 @@ def train(
     config: TrainConfig,
     callbacks: Callbacks = NO_CALLBACKS,
     *,
-    rows: dataset.Rows | None = None,
+    rows: dataset.Rows | TokenStore | None = None,
     allow_change: bool = False,
     force_faults: bool = False,
     requests: StopRequests | None = None,

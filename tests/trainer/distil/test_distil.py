@@ -16,7 +16,9 @@ from harvester.mock_teacher.running import RunningMock
 from harvester.store.reader import Corpus
 from tests.trainer import tiny
 from tests.trainer.command_line import run_trainer  # noqa: F401 - a fixture
+from tests.trainer.evaluation.test_evaluated_rows import never_read
 from tests.trainer.training.test_run_workers import alive, wait_until
+from trainer.data import dataset
 from trainer.distil.pipeline import STAGES
 from trainer.starter import write_starter
 
@@ -104,6 +106,40 @@ def test_every_stage_is_made_once_through_kills_and_changes(
     assert "train" not in made_now(json.loads(printed))
     assert len(list(out.glob("trainings/*/adapter"))) == 2
     assert mock.totals()["requests"] == ROWS + HELD_OUT
+
+
+@pytest.mark.slow
+def test_a_large_corpus_is_known_and_learned_as_a_small_one(
+    run_trainer,  # noqa: F811
+    mock_teacher,
+    tmp_path: Path,
+    monkeypatch,
+) -> None:
+    toml = write_run(tmp_path / "run", mock_teacher(accuracy=1.0))
+    replace(toml.parent / "train.toml", "every = 0", "every = 2")  # held-out prompts are part of the key
+    out = toml.parent / "distil"
+
+    def train() -> tuple[str, dict[str, bytes]]:
+        code, _, err = run_trainer("distil", toml, "--until", "train", "--json")
+        assert code == 0, err
+        [adapter] = out.glob("trainings/*/adapter")
+        names = ("adapter_model.safetensors", "hash_tree.rows.jsonl")
+        return err, {"folder": str(adapter).encode(), **{n: (adapter / n).read_bytes() for n in names}}
+
+    _, small = train()
+    monkeypatch.setattr(dataset, "STORED_ROWS", 0)
+    monkeypatch.setattr(dataset, "read", never_read)
+    for path in out.glob("stages/train-*.json"):
+        path.unlink()
+    err, found = train()
+    assert "done before" in err, "the training has the same key"
+    assert found == small
+    shutil.rmtree(out / "trainings")
+    err, large = train()
+    assert "done before" not in err.rpartition("train:")[2]
+    assert large == small
+    code, _, err = run_trainer("distil", toml, "--until", "evaluate", "--json")
+    assert (code, "tokenising" in err) == (0, False), err
 
 
 @pytest.mark.slow

@@ -14,7 +14,12 @@ from harvester_data import __file__ as data_file
 from harvester.store.shards.schema import Sample
 from tests.trainer import tiny
 from tests.trainer.command_line import lines, run_trainer  # noqa: F401 - a fixture
-from trainer.evaluation.audit import auroc
+from tests.trainer.data.test_token_store import mixed_rows, write_shards
+from tests.trainer.evaluation.test_evaluated_rows import never_read
+from trainer import config as settings
+from trainer.config import TrainConfig
+from trainer.data import dataset
+from trainer.evaluation.audit import audit, auroc
 from trainer.evaluation.row_page import RowCard, RowPage, Text
 
 BASE = Path(data_file).parent / "base"
@@ -69,6 +74,49 @@ def upper_rows(count: int, wrong: set[int]) -> list[Sample]:
         tiny.sample(n, f"Write {word} in capitals.", answer.upper(), metadata_json='{"task": "upper"}')
         for n, (word, answer) in enumerate(zip(words, answers, strict=True))
     ]
+
+
+def results_of(config: TrainConfig) -> dict[str, object]:
+    """What an audit wrote: its rows and page, and of each fold's student the weights and what it learned."""
+    folder = config.out_path / "audit"
+    texts: dict[str, object] = {name: (folder / name).read_text() for name in ("audit.jsonl", "audit.html")}
+    for adapter in sorted(folder.glob("*/adapter")):
+        tree = json.loads((adapter / "hash_tree.json").read_text())
+        weights = (adapter / "adapter_model.safetensors").read_bytes()
+        # README.md and notices name the day.
+        texts[adapter.parent.name] = (weights, tree["rows"], (adapter / "hash_tree.rows.jsonl").read_text())
+    return texts
+
+
+@pytest.mark.parametrize(
+    "data", [{}, {"answers": "majority", "weights": "agreement"}], ids=["all", "majority"]
+)
+def test_an_audit_from_the_store_equals_one_in_memory(data, tmp_path, monkeypatch):
+    faulty = {"p101", "p104", "p106", "p108"}  # for which a training refuses the corpus
+    rows = [row for row in mixed_rows() if row.prompt_id not in faulty]
+    taught = [row for row in rows if "held_out" not in row.metadata_json and row.outcome == "ok"]
+    again = [
+        replace(row, key=f"{700 + n:064x}", sample_index=1, completion=f"{row.completion} or {n}")
+        for n, row in enumerate(taught[:9])
+    ]
+    toml = tiny.train_toml(tmp_path, [], data={**data, "eval_share": 0.0}, train={"epochs": 2})
+    write_shards(tmp_path / "store", [*again, *rows[20:]], rows[:20])
+    config = settings.load(toml)
+    found = audit(config, 2)
+    expected = results_of(config)
+    lines_of = str(expected["audit.jsonl"]).splitlines()
+    assert len(lines_of) == found["rows"] > 30
+    assert "similarity" in str(expected["audit.html"])
+    assert '"disagreement": 0.' in str(expected["audit.jsonl"])
+    shutil.rmtree(config.out_path)
+    monkeypatch.setattr(dataset, "STORED_ROWS", 0)
+    monkeypatch.setattr("trainer.data.tokens.unit.PART_ROWS", 16)
+    monkeypatch.setattr(dataset, "read", never_read)
+    progress: list[tuple[int, int, str]] = []
+    assert audit(config, 2, on_progress=lambda *step: progress.append(step)) == found
+    assert results_of(config) == expected
+    assert {doing for _, _, doing in progress} == {"tokenising", "choosing rows"}
+    assert not list((config.out_path / "audit").glob(".*")), "nothing is left of the folds' choices"
 
 
 @pytest.mark.slow

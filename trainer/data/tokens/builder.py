@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import os
 import shutil
@@ -21,9 +20,10 @@ from trainer.config import TrainConfig
 from trainer.data import dataset
 from trainer.data.chat_template import Renderer
 from trainer.data.tokens import address, part, soft_files, token_store, workers
+from trainer.data.tokens.disk_errors import disk_errors
 from trainer.data.tokens.token_store import FACTS, PARTS, SELECTIONS, CorpusTerms, TokenStore
 from trainer.data.tokens.unit import Unit, UnitRenderer, units_of
-from trainer.errors import StoreError, StoreFull
+from trainer.errors import StoreError
 from trainer.model import weights
 from trainer.provenance import terms_check
 
@@ -60,7 +60,7 @@ def prepare(
     dataset.require_folder(config)
     corpus = Corpus.open(config.corpus)
     home = config.cache / address.store_key(config, renderer, weights.vocabulary_size(config.base))
-    with _disk_errors(config.cache):
+    with disk_errors(config.cache):
         store = _opened(config, corpus, home)
         if store is None:
             home.mkdir(parents=True, exist_ok=True)
@@ -99,7 +99,7 @@ def _opened(config: TrainConfig, corpus: Corpus, home: Path) -> TokenStore | Non
 def _open_held(home: Path, key: str) -> TokenStore | None:
     """Open a selection; others see that the store is in use while it is read."""
     handle = _hold(home)
-    store = token_store.open_selection(home, key)
+    store = token_store.open_selection(home, home / SELECTIONS / key)
     if store is not None:
         store.rows.reader.keep_open(handle)
     elif handle >= 0:
@@ -130,7 +130,9 @@ def _make(
     if _has_signal(config):
         processes = processes or _useful_processes(units)
         write_soft = partial(soft_files.write, config, renderer, processes)
-    token_store.write_selection(home, key, names, config, rendering.fault_names, terms, write_soft)
+    token_store.write_selection(
+        home, home / SELECTIONS / key, names, config, rendering.fault_names, terms, write_soft
+    )
     return key
 
 
@@ -258,22 +260,3 @@ def _last_use(path: Path) -> float:
         return path.stat().st_mtime
     except OSError:
         return 0.0
-
-
-@contextlib.contextmanager
-def _disk_errors(cache: Path) -> Iterator[None]:
-    """Turn what the disk refuses into an error with a remedy."""
-    try:
-        yield
-    except OSError as error:
-        full = error.errno in {errno.ENOSPC, errno.EDQUOT}
-        kind = StoreFull if full else StoreError
-        raise kind(
-            f"the token store can't be written: {error.strerror or error}",
-            place=str(error.filename or cache),
-            remedy=(
-                "free some space, or set [data] cache to a folder on another disk; what is done stays"
-                if full
-                else "set [data] cache to a folder that can be written"
-            ),
-        ) from None

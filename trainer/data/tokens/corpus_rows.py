@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -26,6 +27,8 @@ from trainer.errors import DataError
 # What tells the rows of one answer apart, which several prompts may share.
 _Identity = tuple[str, str, int]
 _IDENTITY = ("key", "prompt_id", "sample_index")
+# Held-out prompts that are read together.
+_PROMPTS_AT_ONCE = 1 << 14
 _TEXTS = (*_IDENTITY, "messages", "completion", "reasoning", "request_json")
 
 
@@ -67,19 +70,17 @@ def read_samples(
     """
     places: dict[_Identity, list[int]] = {}
     for place in np.argsort(rows, kind="stable").tolist():
-        part, record = reader.record(int(rows[place]))
-        identity = (
-            reader.digest(record, "key"),
-            reader.prompt_id_of(part, record),
-            int(record["sample_index"]),
-        )
-        places.setdefault(identity, []).append(place)
+        places.setdefault(_stored_identity(reader, int(rows[place])), []).append(place)
     left = len(rows)
     wanted = list(dict.fromkeys([*_IDENTITY, *columns]))
     for sample in Corpus.open(config.corpus).samples(wanted, where=_Wanted(places)) if left else ():
         if of_sample := places[_identity(sample)]:
             left -= 1
             yield of_sample.pop(0), replace(sample, request_json=request_beyond_columns(sample))
+    _require_all(config, left)
+
+
+def _require_all(config: TrainConfig, left: int) -> None:
     if left:
         raise DataError(
             f"{left:,} rows of the corpus went while it was read",
@@ -88,8 +89,74 @@ def read_samples(
         )
 
 
+def stream_samples(
+    config: TrainConfig, reader: PartReader, rows: RowNumbers, columns: Sequence[str] = _TEXTS
+) -> Iterator[tuple[int, Sample]]:
+    """Yield what `read_samples` does, in the same order, for rows that are most of the corpus.
+
+    All of the corpus is read. Of the rows only 13 bytes each are held.
+
+    Raises:
+        DataError: the corpus lacks one of them by now.
+    """
+    finder = _Finder(reader, rows)
+    left = len(rows)
+    wanted = list(dict.fromkeys([*_IDENTITY, *columns]))
+    for sample in Corpus.open(config.corpus).samples(wanted):
+        place = finder.take(sample)
+        if place is not None:
+            left -= 1
+            yield place, replace(sample, request_json=request_beyond_columns(sample))
+    _require_all(config, left)
+
+
+class _Finder:
+    """Find samples among rows of a token store; each row is found once.
+
+    Args:
+        rows: numbers of rows.
+    """
+
+    def __init__(self, reader: PartReader, rows: RowNumbers) -> None:
+        self._reader = reader
+        self._rows = rows
+        # Stable sorts: rows that are alike are found in the order of the corpus.
+        order = np.argsort(rows, kind="stable").astype(np.int32)
+        keys = reader.short_keys()[rows[order]]
+        by_key = np.argsort(keys, kind="stable")
+        self._keys = keys[by_key]
+        self._places = order[by_key]
+        self._is_taken = np.zeros(len(rows), dtype=bool)
+
+    def take(self, sample: Sample) -> int | None:
+        """Return the place of a sample among the rows; None if it has none, or was found before."""
+        key = np.frombuffer(bytes.fromhex(sample.key), dtype=np.uint64, count=1)[0]
+        for at in range(*(int(np.searchsorted(self._keys, key, side)) for side in ("left", "right"))):
+            place = int(self._places[at])
+            if not self._is_taken[place] and _stored_identity(
+                self._reader, int(self._rows[place])
+            ) == _identity(sample):
+                self._is_taken[place] = True
+                return place
+        return None
+
+
+def _stored_identity(reader: PartReader, row: int) -> _Identity:
+    part, record = reader.record(row)
+    return reader.digest(record, "key"), reader.prompt_id_of(part, record), int(record["sample_index"])
+
+
 def held_out_prompts(config: TrainConfig, rows: StoredRows) -> tuple[HeldOut, ...]:
     """Return the held-out prompts as `dataset.read` does, each with all of the teacher's answers.
+
+    Raises:
+        DataError: the corpus is not the one that was tokenised any more.
+    """
+    return tuple(stream_held_out(config, rows))
+
+
+def stream_held_out(config: TrainConfig, rows: StoredRows) -> Iterator[HeldOut]:
+    """Yield what `held_out_prompts` returns; only some prompts are held at a time.
 
     Raises:
         DataError: the corpus is not the one that was tokenised any more.
@@ -97,6 +164,31 @@ def held_out_prompts(config: TrainConfig, rows: StoredRows) -> tuple[HeldOut, ..
     reader = rows.reader
     is_held_out = RowFlag.HELD_OUT | RowFlag.TEXT
     numbers = np.flatnonzero((reader.column("flags") & is_held_out) == is_held_out).astype(np.uint32)
+    if not len(numbers) and not len(rows.held_out_rows):
+        return
+    # The place of each row's prompt among the held-out ones, by the hashes of prompt ids.
+    ids, firsts = reader.gather(numbers, "id"), reader.gather(rows.held_out_rows, "id")
+    by_id = np.argsort(firsts, kind="stable")
+    found = np.minimum(np.searchsorted(firsts[by_id], ids), max(len(firsts) - 1, 0))
+    if not len(firsts) or (firsts[by_id][found] != ids).any():
+        raise _other_prompts(config)
+    rank = by_id[found]
+    order = np.argsort(rank, kind="stable")
+    bounds = np.searchsorted(rank[order], np.arange(0, len(firsts) + _PROMPTS_AT_ONCE, _PROMPTS_AT_ONCE))
+    for part, (begin, end) in enumerate(pairwise(bounds.tolist())):
+        first = part * _PROMPTS_AT_ONCE
+        few = rows.held_out_rows[first : first + _PROMPTS_AT_ONCE]
+        yield from _held_out_of(config, reader, np.sort(numbers[order[begin:end]]), few)
+
+
+def _held_out_of(
+    config: TrainConfig, reader: PartReader, numbers: RowNumbers, firsts: RowNumbers
+) -> Sequence[HeldOut]:
+    """Return some held-out prompts.
+
+    Args:
+        numbers: all of their rows, rising. firsts: the first row of each.
+    """
     read: list[Sample | None] = [None] * len(numbers)
     for place, sample in read_samples(config, reader, numbers, dataset.COLUMNS_AND_REQUEST):
         read[place] = sample
@@ -106,11 +198,14 @@ def held_out_prompts(config: TrainConfig, rows: StoredRows) -> tuple[HeldOut, ..
     )
     splits = [dataset.split_of(sample, prompt_key(sample.messages), config.data) for sample in samples]
     held_out = dataset.held_out_prompts(samples, splits, config.data)
-    tokenised = [reader.prompt_id(int(row)) for row in rows.held_out_rows]
-    if [held.prompt_id for held in held_out] != tokenised:
-        raise DataError(
-            "the held-out prompts are not those that were tokenised",
-            place=str(config.corpus),
-            remedy="try again when nothing changes the corpus",
-        )
+    if [held.prompt_id for held in held_out] != [reader.prompt_id(int(row)) for row in firsts]:
+        raise _other_prompts(config)
     return held_out
+
+
+def _other_prompts(config: TrainConfig) -> DataError:
+    return DataError(
+        "the held-out prompts are not those that were tokenised",
+        place=str(config.corpus),
+        remedy="try again when nothing changes the corpus",
+    )

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from trainer.data.chat_template import Example, SparseTargets
 from trainer.data.tokens.part import FILES, IDS, ROWS, TEXTS, PartFacts, read_records
-from trainer.data.tokens.row_record import RECORD, Records, RowFlag, full_bytes
+from trainer.data.tokens.row_record import RECORD, Records, RowFlag, first_64_bits, full_bytes
 from trainer.errors import StoreError
 
 # Parts whose files are open at a time; each has three.
@@ -78,6 +78,13 @@ class PartReader:
         values = np.empty(len(self), dtype=dtype or RECORD[name])
         for _, first, records in self.records():
             values[first : first + len(records)] = records[name]
+        return values
+
+    def short_keys(self) -> npt.NDArray[np.uint64]:
+        """Return the first 64 bits of the keys of all rows."""
+        values = np.empty(len(self), dtype=np.uint64)
+        for _, first, records in self.records():
+            values[first : first + len(records)] = first_64_bits(records["key"], RECORD["key"].itemsize)
         return values
 
     def gather(self, rows: RowNumbers, name: str) -> npt.NDArray[Any]:
@@ -173,6 +180,10 @@ class SoftTargetReader(Protocol):
 
     def targets(self, place: int) -> SparseTargets | None:
         """Return those of one place; None if it has none."""
+
+    @property
+    def places(self) -> npt.NDArray[np.int32]:
+        """Places of the rows that have some."""
 
 
 class StoredExamples(Sequence[Example]):

@@ -62,6 +62,12 @@ def has(records: Records, flag: int) -> npt.NDArray[np.bool_]:
     return np.asarray((records["flags"] & flag) == flag)
 
 
+def first_64_bits(hashes: npt.NDArray[Any], size: int) -> npt.NDArray[np.uint64]:
+    """Return the first 8 bytes of hashes of `size` bytes as numbers."""
+    words = np.ascontiguousarray(hashes).view(np.uint64).reshape(len(hashes), size // 8)
+    return np.ascontiguousarray(words[:, 0])
+
+
 def full_bytes(value: bytes, size: int) -> bytes:
     """Return a hash of a record as it was: NumPy drops zeros at the end of a string of bytes."""
     return value.ljust(size, b"\0")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from harvester.quality.verifiers.verifiers import AnswerVerdict
 from trainer.config import DataSection
 from trainer.data import answers
 from trainer.data.tokens.part_reader import PartReader, RowNumbers
-from trainer.data.tokens.row_record import RowFlag, has
+from trainer.data.tokens.row_record import RowFlag, first_64_bits, has
 
 _VERDICTS = tuple(AnswerVerdict)
 
@@ -44,13 +45,19 @@ class Selection:
     excluded: Mapping[str, int]
 
 
-def select(reader: PartReader, data: DataSection) -> Selection:
-    """Choose rows; `chosen` is empty where none can be learned."""
+def select(reader: PartReader, data: DataSection, only: npt.NDArray[np.bool_] | None = None) -> Selection:
+    """Choose rows; `chosen` is empty where none can be learned.
+
+    Args:
+        only: whether each row of the training split is taken at all; None: all are. Held-out rows are.
+    """
     flags = reader.column("flags")
-    excluded = _reasons(reader)
+    excluded = _reasons(reader, only)
     excluded["not chosen by where"] += sum(facts.left_out for facts in reader.facts)
     order = sorted_rows(reader)
     is_candidate = (flags & RowFlag.LEARNABLE) != 0
+    if only is not None:
+        is_candidate &= only
     leaked = _mask_of(reader, is_candidate, _leaked(reader))
     excluded["leaked"] += int(leaked.sum())
     is_candidate &= ~leaked
@@ -78,7 +85,7 @@ def sorted_rows(reader: PartReader) -> RowNumbers:
         np.cumsum(records["id_bytes"], out=offsets[1:])
         buffers = [None, pa.py_buffer(offsets), pa.py_buffer(prompt_ids)]
         columns.append(pa.Array.from_buffers(pa.binary(), len(records), buffers))
-        hashes.append(_first_64_bits(records["id"], 16))
+        hashes.append(first_64_bits(records["id"], 16))
         samples.append(records["sample_index"].copy())
     if not columns:
         return np.zeros(0, dtype=np.uint32)
@@ -110,11 +117,14 @@ def _sort_ties(reader: PartReader, order: RowNumbers, is_tie: npt.NDArray[np.boo
     order[places] = order[places][np.lexsort((keys, np.cumsum(begins)))]
 
 
-def _reasons(reader: PartReader) -> Counter[str]:
+def _reasons(reader: PartReader, only: npt.NDArray[np.bool_] | None) -> Counter[str]:
     """Count the rows that something in themselves keeps from being learned, by reason."""
     excluded: Counter[str] = Counter()
-    for number, _, records in reader.records():
-        counts = np.bincount(records["reason"], minlength=len(reader.facts[number].reasons))
+    for number, first, records in reader.records():
+        reasons = records["reason"]
+        if only is not None:
+            reasons = reasons[only[first : first + len(records)] | has(records, RowFlag.HELD_OUT)]
+        counts = np.bincount(reasons, minlength=len(reader.facts[number].reasons))
         excluded.update(dict(zip(reader.facts[number].reasons, counts.tolist(), strict=True)))
     del excluded[""]
     return excluded
@@ -127,7 +137,7 @@ def _mask_of(
     mask = np.zeros(len(reader), dtype=bool)
     for _, first, records in reader.records():
         part = slice(first, first + len(records))
-        mask[part] = candidates[part] & _is_in(records["prompt"], held_out)
+        mask[part] = candidates[part] & is_in(records["prompt"], held_out)
     return mask
 
 
@@ -137,7 +147,7 @@ def _leaked(reader: PartReader) -> npt.NDArray[Any]:
     return np.unique(np.concatenate(parts)) if parts else np.zeros(0, dtype="S16")
 
 
-def _is_in(values: npt.NDArray[Any], known: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+def is_in(values: npt.NDArray[Any], known: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     """Return which values are among sorted ones."""
     if not len(known):
         return np.zeros(len(values), dtype=bool)
@@ -147,26 +157,17 @@ def _is_in(values: npt.NDArray[Any], known: npt.NDArray[Any]) -> npt.NDArray[np.
 
 def _shared(reader: PartReader, rows: RowNumbers) -> npt.NDArray[np.bool_]:
     """Return which rows have the key of an earlier one."""
-    short = np.empty(len(reader), dtype=np.uint64)
-    for _, first, records in reader.records():
-        short[first : first + len(records)] = _first_64_bits(records["key"], 32)
-    short = short[rows]
+    short = reader.short_keys()[rows]
     ordered = np.sort(short)
     repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
     is_shared = np.zeros(len(rows), dtype=bool)
     if not len(repeated):
         return is_shared
-    places = np.flatnonzero(_is_in(short, repeated))
+    places = np.flatnonzero(is_in(short, repeated))
     _, firsts = np.unique(reader.gather(rows[places], "key"), return_index=True)
     is_shared[places] = True
     is_shared[places[firsts]] = False
     return is_shared
-
-
-def _first_64_bits(hashes: npt.NDArray[Any], size: int) -> npt.NDArray[np.uint64]:
-    """Return the first 8 bytes of hashes of `size` bytes as numbers."""
-    words = np.ascontiguousarray(hashes).view(np.uint64).reshape(len(hashes), size // 8)
-    return np.ascontiguousarray(words[:, 0])
 
 
 def _is_first_of_id(reader: PartReader, rows: RowNumbers) -> npt.NDArray[np.bool_]:
@@ -183,7 +184,7 @@ def _respelled(reader: PartReader, chosen: RowNumbers, held_out: RowNumbers) -> 
         return np.zeros(len(chosen), dtype=bool)
     mask = np.zeros(len(reader), dtype=bool)
     for _, first, records in reader.records():
-        mask[first : first + len(records)] = _is_in(records["spelling"], known)
+        mask[first : first + len(records)] = is_in(records["spelling"], known)
     return np.asarray(mask[chosen])
 
 
@@ -194,7 +195,7 @@ def _compared(
     weights = np.zeros(len(chosen), dtype=np.float64)
     excluded: Counter[str] = Counter()
     texts, verdicts = reader.gather(chosen, "answer"), reader.gather(chosen, "verdict")
-    for places in _prompts(reader.gather(chosen, "prompt")):
+    for places in places_by_prompt(reader.gather(chosen, "prompt")):
         of_rows = [_VERDICTS[number] for number in verdicts[places].tolist() if number < len(_VERDICTS)]
         of_prompt, reasons = answers.choose_of_prompt(texts[places].tolist(), of_rows, data)
         excluded.update(reasons)
@@ -204,10 +205,11 @@ def _compared(
     return chosen[is_kept], weights[is_kept], excluded
 
 
-def _prompts(prompts: npt.NDArray[Any]) -> Iterator[npt.NDArray[np.int64]]:
+def places_by_prompt(prompts: npt.NDArray[Any]) -> Iterator[npt.NDArray[np.int64]]:
     """Yield the places of the rows of each prompt, in their order."""
     order = np.argsort(prompts, kind="stable")
     ordered = prompts[order]
     bounds = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1], [True]]))
-    for begin, end in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+    del ordered
+    for begin, end in pairwise(bounds):
         yield order[begin:end]

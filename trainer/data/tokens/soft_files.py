@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ import numpy.typing as npt
 from harvester.system.files import fsync, sha256_of
 from trainer.config import TrainConfig
 from trainer.data import array_file
+from trainer.data.array_file import ArrayOnDisk
 from trainer.data.chat_template import Example, Renderer, SparseTargets
 from trainer.data.soft_targets import UNLISTED_ENDS, SoftReport, choose_mapping, share_of_mass
 from trainer.data.soft_targets import Path as MappingPath
@@ -54,31 +56,50 @@ class ChosenRows:
 
 
 class SoftTargetFiles:
-    """Soft targets of some rows, read when they are asked for.
+    """Soft targets of some rows, read when they are asked for, as is the index that says where they lie.
 
     Args:
-        index: by `_INDEX_FIELDS`, the file of each row, where it lies in it, positions, tokens at each.
+        index: in the folder's `INDEX`: the file of each row, where it lies in it, positions, tokens at each.
+        places: of the rows in the index; None: all, in its order.
     """
 
-    def __init__(self, paths: Sequence[Path], index: Mapping[str, npt.NDArray[Any]]) -> None:
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        index: Mapping[str, ArrayOnDisk],
+        places: Numbers | None = None,
+    ) -> None:
         self._paths = tuple(paths)
         self._index = index
-        self._handles: dict[int, int] = {}
+        self._places = places
+        self._handles: dict[Path, int] = {}
 
     def __del__(self) -> None:
         """Close what is open."""
         for handle in self._handles.values():
             os.close(handle)
 
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return self._index["starts"].size if self._places is None else len(self._places)
+
     def of(self, places: Any) -> SoftTargetFiles:
-        """Return the soft targets of the rows at some places, or of a slice."""
-        return SoftTargetFiles(self._paths, {name: self._index[name][places] for name in _INDEX_FIELDS})
+        """Return the soft targets of the rows at some places, of a mask, or of a slice."""
+        known = np.arange(len(self), dtype=np.int32) if self._places is None else self._places
+        return SoftTargetFiles(self._paths, self._index, known[places])
 
     @property
-    def places(self) -> Sequence[int]:
-        """Places of the rows that have soft targets."""
-        result: list[int] = np.flatnonzero(self._index["anchors"]).tolist()
-        return result
+    def places(self) -> Numbers:
+        """Places of the rows that have soft targets, int32.
+
+        Raises:
+            StoreError: the index can't be read any more.
+        """
+        index = array_file.read(self._paths[0], ("anchors",))
+        if index is None:
+            raise unreadable(self._paths[0], "it is damaged")
+        anchors = index["anchors"] if self._places is None else index["anchors"][self._places]
+        return np.flatnonzero(anchors).astype(np.int32)
 
     def targets(self, place: int) -> SparseTargets | None:
         """Return the soft targets of a row; None if it has none.
@@ -86,23 +107,32 @@ class SoftTargetFiles:
         Raises:
             StoreError: the file can't be read.
         """
-        number, start, anchors, width = (int(self._index[name][place]) for name in _INDEX_FIELDS)
+        at = range(len(self))[place] if self._places is None else int(self._places[place])
+        number, start, anchors, width = (self._fact(name, at) for name in _INDEX_FIELDS)
         if not anchors:
             return None
-        size = anchors * (4 + 6 * width)
-        try:
-            if number not in self._handles:
-                self._handles[number] = os.open(self._paths[number], os.O_RDONLY | os.O_CLOEXEC)
-            data = os.pread(self._handles[number], size, start)
-        except OSError as error:
-            raise unreadable(self._paths[number], error.strerror or str(error)) from None
-        if len(data) != size:
-            raise unreadable(self._paths[number], "it is shorter than it was")
+        data = self._read(self._paths[1 + number], start, anchors * (4 + 6 * width))
         # Copies: torch takes no array that can't be written.
         whole = np.frombuffer(data, np.int32, anchors * (width + 1)).copy()
         log_probs = np.frombuffer(data, np.float16, anchors * width, whole.nbytes).copy()
         ids = whole[: anchors * width].reshape(anchors, width)
         return SparseTargets(whole[anchors * width :], ids, log_probs.reshape(anchors, width))
+
+    def _fact(self, name: str, at: int) -> int:
+        array = self._index[name]
+        data = self._read(self._paths[0], array.offset_of(at), array.dtype.itemsize)
+        return int(np.frombuffer(data, array.dtype)[0])
+
+    def _read(self, path: Path, start: int, size: int) -> bytes:
+        try:
+            if path not in self._handles:
+                self._handles[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            data = os.pread(self._handles[path], size, start)
+        except OSError as error:
+            raise unreadable(path, error.strerror or str(error)) from None
+        if len(data) != size:
+            raise unreadable(path, "it is shorter than it was")
+        return data
 
 
 def read(folder: Path, files: Mapping[str, str], *, check: bool = True) -> SoftTargetFiles | None:
@@ -114,13 +144,13 @@ def read(folder: Path, files: Mapping[str, str], *, check: bool = True) -> SoftT
     Returns:
         None where something is absent or damaged.
     """
-    index = array_file.read(folder / INDEX, _INDEX_FIELDS)
+    index = array_file.find(folder / INDEX, _INDEX_FIELDS)
     try:
         if index is None or (check and any(sha256_of(folder / name) != files[name] for name in files)):
             return None
     except OSError:
         return None
-    return SoftTargetFiles([folder / name for name in files], index)
+    return SoftTargetFiles([folder / name for name in (INDEX, *files)], index)
 
 
 def write(
@@ -144,30 +174,25 @@ def write(
     """
     survey = _Survey(reader, chosen, StudentTokens(renderer))
     choice = survey.choice()
-    tasks = [_Task(number, path, rows) for number, path, rows in survey.learned()]
+    tasks = list(survey.learned())
+    collected = _Collected(reader, chosen.rows)
     if min(processes, len(tasks)) > 1:
         make = partial(_mapper, config, folder, choice, None)
-        results = dict(workers.run(make, tasks, min(processes, len(tasks))))
+        for task, result in workers.run(make, tasks, min(processes, len(tasks))):
+            collected.add(task, result)
     else:
         do = _mapper(config, folder, choice, renderer)
-        results = {task: do(task) for task in tasks}
-    names = sorted({result.file for result in results.values()})
-    index = _empty_index(len(chosen.rows))
-    place_of = np.argsort(chosen.rows, kind="stable")
-    mapped = listed = 0.0
-    counts = Counter(survey.counts)
-    for task in tasks:
-        result = results[task]
-        rows = int(reader.first[task.number]) + result.rows
-        places = place_of[np.searchsorted(chosen.rows[place_of], rows)]
-        index["files"][places] = names.index(result.file)
-        for name in ("starts", "anchors", "widths"):
-            index[name][places] = getattr(result, name)
-        mapped, listed = mapped + result.mapped, listed + result.listed
-        counts.update(result.counts)
+        for task in tasks:
+            collected.add(task, do(task))
+    names, index = collected.files()
     array_file.write(folder / INDEX, index)
     for name in names:
         fsync(folder / name)
+    mapped = listed = 0.0
+    counts = Counter(survey.counts)
+    for of_part in collected.in_order():  # in whichever order the parts were mapped, the sums are the same
+        mapped, listed = mapped + of_part.mapped, listed + of_part.listed
+        counts.update(of_part.counts)
     report = SoftReport(
         choice.path,
         rows=survey.rows,
@@ -179,11 +204,6 @@ def write(
         sampling=dict(survey.sampling),
     )
     return report, {name: sha256_of(folder / name) for name in names}
-
-
-def _empty_index(rows: int) -> dict[str, npt.NDArray[Any]]:
-    types = {"files": np.uint16, "starts": np.int64, "anchors": np.int32, "widths": np.int32}
-    return {name: np.zeros(rows, dtype=types[name]) for name in _INDEX_FIELDS}
 
 
 class _Choice(NamedTuple):
@@ -230,12 +250,12 @@ class _Survey:
         )
         return _Choice(path, tuple(self._table.names()), mapped, frozenset(ambiguous))
 
-    def learned(self) -> Iterator[tuple[int, Path, Numbers]]:
-        """Yield each part with rows that are learned: its number, its folder, and their numbers in it."""
-        for number, first, records in self._reader.records():
-            rows = np.flatnonzero(self._is_learned[first : first + len(records)]).astype(np.int32)
-            if len(rows):
-                yield number, self._reader.folder(number), rows
+    def learned(self) -> Iterator[_Task]:
+        """Yield each part with rows that are learned."""
+        for number, (first, end) in enumerate(pairwise(self._reader.first.tolist())):
+            is_learned = self._is_learned[first:end]  # no copy
+            if is_learned.any():
+                yield _Task(number, self._reader.folder(number), is_learned)
 
     def _add(self, number: int, first: int, records: Any) -> None:
         signal = PartSignal(self._reader.folder(number))
@@ -270,11 +290,20 @@ class _Survey:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Task:
-    """Rows of a part that are learned."""
+    """A part: its number and folder, and which of its rows are learned."""
 
     number: int
     folder: Path
-    rows: Numbers
+    is_learned: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class _Sums:
+    """Sums over the rows of a part."""
+
+    mapped: float
+    listed: float
+    counts: Counter[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,9 +315,47 @@ class _Mapped:
     starts: npt.NDArray[np.int64]
     anchors: Numbers
     widths: Numbers
-    mapped: float
-    listed: float
-    counts: Counter[str]
+    sums: _Sums
+
+
+class _Collected:
+    """Collect what was written of each part, in any order: 22 bytes a row.
+
+    Args:
+        rows: the chosen ones, in the order of the index.
+    """
+
+    def __init__(self, reader: PartReader, rows: RowNumbers) -> None:
+        self._reader = reader
+        self._place_of = np.zeros(len(reader), dtype=np.int32)
+        self._place_of[rows] = np.arange(len(rows), dtype=np.int32)
+        types = {"files": np.uint16, "starts": np.int64, "anchors": np.int32, "widths": np.int32}
+        self._index: dict[str, npt.NDArray[Any]] = {
+            name: np.zeros(len(rows), dtype=types[name]) for name in _INDEX_FIELDS
+        }
+        # The files count from 1 here; rows without soft targets have none.
+        self._numbers: dict[str, int] = {}
+        self._sums: dict[int, _Sums] = {}
+
+    def add(self, task: _Task, result: _Mapped) -> None:
+        """Add the rows of a part."""
+        places = self._place_of[int(self._reader.first[task.number]) + result.rows]
+        self._index["files"][places] = self._numbers.setdefault(result.file, len(self._numbers) + 1)
+        for name in ("starts", "anchors", "widths"):
+            self._index[name][places] = getattr(result, name)
+        self._sums[task.number] = result.sums
+
+    def files(self) -> tuple[list[str], Mapping[str, npt.NDArray[Any]]]:
+        """Return the names of the files, sorted, and the index of all rows."""
+        names = sorted(self._numbers)
+        number_of = np.zeros(len(names) + 1, dtype=np.uint16)
+        number_of[[self._numbers[name] for name in names]] = np.arange(len(names))
+        return names, {**self._index, "files": number_of[self._index["files"]]}
+
+    def in_order(self) -> Iterator[_Sums]:
+        """Yield the sums of the parts in their order."""
+        for _, sums in sorted(self._sums.items()):
+            yield sums
 
 
 def _mapper(
@@ -318,7 +385,7 @@ class _Mapper:
         self._mapping.mapped = self._mapping.listed = 0.0
         signal = PartSignal(task.folder)
         numbers = np.array([self._table.find(*name) for name in signal.names] + [NOTHING], dtype=np.int32)
-        wanted = signal.records[np.isin(signal.records["row"], task.rows)]
+        wanted = signal.records[task.is_learned[signal.records["row"]]]
         rows, starts, anchors, widths = [], [], [], []
         reader = PartReader.of_part(task.folder)
         at = self._path.stat().st_size
@@ -341,7 +408,5 @@ class _Mapper:
             np.array(starts, dtype=np.int64),
             np.array(anchors, dtype=np.int32),
             np.array(widths, dtype=np.int32),
-            self._mapping.mapped,
-            self._mapping.listed,
-            Counter(self._counts),
+            _Sums(self._mapping.mapped, self._mapping.listed, Counter(self._counts)),
         )

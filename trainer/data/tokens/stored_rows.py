@@ -17,7 +17,7 @@ from trainer.data.chat_template import Example, Renderer
 from trainer.data.conversation import Conversation
 from trainer.data.data_checks import RenderedRows, RowKinds
 from trainer.data.dataset import HeldOut
-from trainer.data.tokens.part_reader import PartReader, RowNumbers, StoredExamples
+from trainer.data.tokens.part_reader import PartReader, RowNumbers, SoftTargetReader, StoredExamples
 from trainer.data.tokens.row_record import RowFlag
 from trainer.errors import StudentError
 from trainer.provenance.fingerprint import Leaf
@@ -146,19 +146,33 @@ class StoredRendered:
 
     Attributes:
         examples: of the rows, in the order of `StoredRows.chosen`.
-        lengths: [rows] int32, tokens of each row. supervised: [rows] int32, supervised tokens of each row.
+        soft: their soft targets; None: they have none.
     """
 
     rows: StoredRows
     examples: Sequence[Example]
-    lengths: npt.NDArray[np.int32]
-    supervised: npt.NDArray[np.int32]
     of_kinds: RowKinds
-    with_soft_targets: Sequence[int] = ()
+    soft: SoftTargetReader | None = None
 
     def __len__(self) -> int:
         """Return the number of rows."""
-        return len(self.lengths)
+        return len(self.rows.chosen)
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int32]:
+        """[rows] int32, tokens of each row."""
+        return self.rows.reader.column("length")[self.rows.chosen]
+
+    @property
+    def supervised(self) -> npt.NDArray[np.int32]:
+        """[rows] int32, supervised tokens of each row."""
+        prompts = self.rows.reader.column("prompt_length")[self.rows.chosen]
+        return np.asarray(self.lengths - prompts)
+
+    @property
+    def with_soft_targets(self) -> npt.NDArray[np.int32]:
+        """Places of the rows that have soft targets."""
+        return np.zeros(0, dtype=np.int32) if self.soft is None else self.soft.places
 
     def prompt_id(self, number: int) -> str:
         """Return the prompt id of a row."""

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from harvester.store.mixing import Mixing
 from harvester.system import failpoints
@@ -40,9 +41,10 @@ PARTS, SELECTIONS, FACTS = "parts", "selections", "selection.json"
 _HASHING_THREADS = 8
 # `soft_files.write`, told the settings.
 SoftWriter = Callable[[PartReader, ChosenRows, Path], tuple[SoftReport, dict[str, str]]]
-_ARRAYS = {
+# Arrays that are held in memory; those of "chosen.npz" also has lengths, which the parts tell, too.
+_LOADED = {
     "learned.npz": ("rows", "lengths", "weights"),
-    "chosen.npz": ("rows", "lengths", "supervised"),
+    "chosen.npz": ("rows",),
     "held_out.npz": ("rows",),
 }
 
@@ -80,30 +82,35 @@ class CorpusTerms:
     facts: Sequence[dict[str, Any]]
 
 
-def open_selection(home: Path, key: str) -> TokenStore | None:
+def open_selection(home: Path, folder: Path) -> TokenStore | None:
     """Open a selection of a store; every byte of it is compared with its checksum.
+
+    Args:
+        home: the store. folder: of the selection.
 
     Returns:
         None where it is absent or damaged.
     """
-    folder = home / SELECTIONS / key
     stored = part.read_checked(folder / FACTS)
     if stored is None:
         return None
     folders = [home / PARTS / name for name in stored["parts"]]
     facts = read_parts(folders)
-    arrays = {name: array_file.read(folder / name, fields) for name, fields in _ARRAYS.items()}
+    arrays = {name: array_file.read(folder / name, fields) for name, fields in _LOADED.items()}
     if any(each is None for each in facts) or any(each is None for each in arrays.values()):
         return None
     reader = PartReader(folders, [each for each in facts if each is not None])
-    learned, chosen, held_out = (arrays[name] or {} for name in _ARRAYS)
+    learned, chosen, held_out = (arrays[name] or {} for name in _LOADED)
     soft = soft_of_learned = None
     if stored["soft"] is not None:
         soft = soft_files.read(folder, stored["soft_files"])
         if soft is None:
             return None
-        is_learned = np.isin(chosen["rows"], learned["rows"], assume_unique=True)
-        soft_of_learned = soft.of(is_learned)
+        soft_of_learned = soft
+    if len(learned["rows"]) == len(chosen["rows"]):
+        learned["rows"] = chosen["rows"]  # all are learned
+    elif soft is not None:
+        soft_of_learned = soft.of(_places(learned["rows"], chosen["rows"]))
     weights = learned["weights"] if len(learned["weights"]) else None
     counts = {(teacher, terms, mock): rows for teacher, terms, mock, rows in stored["teachers"]}
     lineages = tuple(Lineage(lineage) for lineage in stored["lineages"])
@@ -127,10 +134,8 @@ def open_selection(home: Path, key: str) -> TokenStore | None:
         StoredRendered(
             rows,
             StoredExamples(reader, chosen["rows"], None, soft),
-            chosen["lengths"],
-            chosen["supervised"],
             RowKinds(**stored["kinds"]),
-            () if soft is None else soft.places,
+            soft,
         ),
         tuple(Check(**check) for check in stored["checks"]),
         frozenset(stored["control"]),
@@ -141,6 +146,13 @@ def open_selection(home: Path, key: str) -> TokenStore | None:
     )
 
 
+def _places(rows: RowNumbers, among: RowNumbers) -> npt.NDArray[np.int32]:
+    """Return the place of each row among others that have all of them."""
+    place_of = np.zeros(int(among.max()) + 1, dtype=np.int32)
+    place_of[among] = np.arange(len(among), dtype=np.int32)
+    return place_of[rows]
+
+
 def read_parts(folders: Sequence[Path]) -> list[part.PartFacts | None]:
     """Check parts, several at a time; None for each that is absent or damaged."""
     with ThreadPoolExecutor(min(_HASHING_THREADS, os.cpu_count() or 1)) as threads:
@@ -149,18 +161,21 @@ def read_parts(folders: Sequence[Path]) -> list[part.PartFacts | None]:
 
 def write_selection(  # noqa: PLR0913 - each is a fact of the corpus or of the settings
     home: Path,
-    key: str,
+    folder: Path,
     names: Sequence[str],
     config: TrainConfig,
     fault_names: Sequence[str],
     terms: CorpusTerms,
     write_soft: SoftWriter | None = None,
+    only: npt.NDArray[np.bool_] | None = None,
 ) -> None:
     """Choose the rows of a corpus and write the selection.
 
     Args:
+        folder: of the selection; what is in it is replaced.
         names: of the corpus's parts, in their order; all are whole.
         fault_names: `RowChecker.names`.
+        only: see `selection.select`.
         write_soft: computes soft targets and writes them to the folder; None without.
 
     Raises:
@@ -171,7 +186,7 @@ def write_selection(  # noqa: PLR0913 - each is a fact of the corpus or of the s
     reader = PartReader(folders, [facts for facts in read_parts(folders) if facts is not None])
     assert len(reader.facts) == len(names), "parts were checked before"
     _require_rows(reader, config)
-    selection = select(reader, config.data)
+    selection = select(reader, config.data, only)
     _require_learnable(reader, selection, config)
     lengths = reader.column("length")[selection.chosen]
     prompts = reader.column("prompt_length")[selection.chosen]
@@ -187,7 +202,6 @@ def write_selection(  # noqa: PLR0913 - each is a fact of the corpus or of the s
             remedy="raise [train] max_length",
         )
     weights = None if selection.weights is None else selection.weights[fits]
-    folder = home / SELECTIONS / key
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     report, files, soft = None, dict[str, str](), None

@@ -1,0 +1,86 @@
+"""Keep texts of rows in a temporary file, to be read in another order than they came. Loads no torch."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from trainer.errors import StoreError, StoreFull
+
+# Bytes that are written at a time.
+_BUFFER = 1 << 20
+
+
+class RowTexts:
+    """Texts by the place of their row: 12 bytes a row in memory. The file goes when the block ends.
+
+    Args:
+        folder: in which the file lies, under no name. rows: places there are.
+    """
+
+    def __init__(self, folder: Path, rows: int) -> None:
+        self._folder = folder
+        self._starts = np.zeros(rows, dtype=np.int64)
+        self._sizes = np.full(rows, -1, dtype=np.int32)
+        self._end = 0
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = tempfile.TemporaryFile(dir=folder, buffering=_BUFFER)  # noqa: SIM115 - closed below
+        except OSError as error:
+            raise self._refused(error) from None
+
+    def __enter__(self) -> RowTexts:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._file.close()
+        except OSError as refused:  # what was not yet written
+            if error is None:
+                raise self._refused(refused) from None
+
+    def add(self, place: int, text: bytes) -> None:
+        """Add the text of a row.
+
+        Raises:
+            StoreFull, StoreError: the disk is full or refuses.
+        """
+        try:
+            self._file.write(text)
+        except OSError as error:
+            raise self._refused(error) from None
+        self._starts[place], self._sizes[place] = self._end, len(text)
+        self._end += len(text)
+
+    def read(self, place: int) -> bytes:
+        """Return the text of a row.
+
+        Raises:
+            KeyError: none was added. StoreFull, StoreError: the disk refuses.
+        """
+        size = int(self._sizes[place])
+        if size < 0:
+            raise KeyError(place)
+        try:
+            self._file.flush()
+            data = os.pread(self._file.fileno(), size, int(self._starts[place]))
+            if len(data) != size:
+                raise OSError(errno.EIO, "the file is shorter than what was written")
+        except OSError as error:
+            raise self._refused(error) from None
+        return data
+
+    def _refused(self, error: OSError) -> StoreError:
+        kind = StoreFull if error.errno in {errno.ENOSPC, errno.EDQUOT} else StoreError
+        return kind(
+            f"texts of rows can't be kept while they are sorted: {error.strerror or error}",
+            place=str(self._folder),
+            remedy="free some space there, or choose another output folder",
+        )
