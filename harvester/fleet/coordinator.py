@@ -35,7 +35,12 @@ class Coordinator:
         """Take up a rank that is about to start; return its incarnation."""
         facts = json.loads(text)
         return self._dealer.register(
-            rank, facts["spent"], facts["ends_at"], is_same_store=facts["is_same_store"], now=time.monotonic()
+            rank,
+            facts["spent"],
+            facts["ends_at"],
+            former=facts["former"],
+            is_same_store=facts["is_same_store"],
+            now=time.monotonic(),
         )
 
     def exchange(self, rank: int, incarnation: int, text: str) -> str:

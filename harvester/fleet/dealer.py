@@ -87,6 +87,8 @@ class Dealer:
         self._elsewhere: dict[Purse, int] = dict.fromkeys(self._whole, 0)
         self._ends_at: dict[str, float] = {}
         self.exchanges = 0
+        # The fleet before did not end by itself: the budget of a run goes on.
+        self._continues = state is not None and not state["is_over"]
         if state is not None:
             self._resume(state)
 
@@ -134,23 +136,29 @@ class Dealer:
         spent: Mapping[str, tuple[int, int]],
         ends_at: Mapping[str, float | None],
         *,
+        former: tuple[int, int] = (0, 0),
         is_same_store: bool,
         now: float,
     ) -> int:
         """Take up a rank that is about to start, with what its store says was spent; return its incarnation.
 
         Args:
-            spent: tokens and micro-dollars, by span.
+            spent: tokens and micro-dollars, by span; of a run those of earlier ones that were killed.
+            former: of the run before (`expected_run`), however that ended. Where the fleet before did not end
+                by itself, the budget of a run goes on, and the state on disk is older than what was spent.
             is_same_store: it goes on with the store that it had. In a new one nothing of what the rank was
                 granted before is written down, so all of that counts as spent.
         """
         before, rank = self._ranks[number], _Rank()
+        is_first = self._continues and before.incarnation == 0
         self._start_new_spans(ends_at)
         rank.run_id = before.run_id
         for purse in self._whole:
             known = before.account.granted.get(purse, 0)
             if is_same_store:  # one that was fetched from a mirror holds no spending of before
                 known = before.account.spent.get(purse, 0)
+                if is_first and purse[0] == BudgetSpan.RUN.value:
+                    known = max(known, former[purse[1]])
             here = spent.get(purse[0], (0, 0))[purse[1]]
             rank.account.spent[purse] = rank.account.granted[purse] = here
             self._elsewhere[purse] += max(0, known - here) if is_same_store else known

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -18,7 +19,7 @@ from harvester.config.config import HarvestConfig
 from harvester.config.overrides import Overrides
 from harvester.config.shard import Shard
 from harvester.config.transport import Transport
-from harvester.errors import ConfigError, HarvesterError, RunState
+from harvester.errors import ConfigError, HarvesterError, RunState, StoreError
 from harvester.fleet import cluster as processes
 from harvester.fleet.cluster import Actor, Cluster, Node, RankLost, connected, is_ready, result
 from harvester.fleet.folder import FleetState, folder_of, read_state, require_ranks, write_state
@@ -399,7 +400,7 @@ class _Fleet:
             member, facts = self._members[number], self._members[number].facts
             assert member.actor is not None
             assert member.node is not None
-            text = json.dumps({name: facts[name] for name in ("spent", "ends_at", "is_same_store")})
+            text = json.dumps({name: facts[name] for name in ("spent", "former", "ends_at", "is_same_store")})
             incarnation = self._coordinator.get("register", number, text)
             self._state.hosts[number] = member.node.host
             member.actor.ask_rank("start", incarnation)
@@ -509,6 +510,7 @@ class _Fleet:
                     _poll_to_end(member)
             requests.wait(LOOK_S)
         if self._fault is not None:
+            self._keep_run_ids()
             raise self._fault
         outcomes = {n: member.outcome or {} for n, member in enumerate(self._members)}
         signal_number = requests.number if requests.count else 0
@@ -529,6 +531,17 @@ class _Fleet:
             self._overview.get("exchanges", 0),
             self._overview.get("bytes", 0),
         )
+
+    def _keep_run_ids(self) -> None:
+        """Write which run each rank made last: the next fleet asks its store what that run spent."""
+        ranks = dict((self._state.coordinator or {}).get("ranks", {}))
+        for number, member in enumerate(self._members):
+            if (run_id := member.view.status.get("run_id")) and str(number) in ranks:
+                ranks[str(number)] = {**ranks[str(number)], "run_id": run_id}
+        if ranks:
+            self._state.coordinator = {**(self._state.coordinator or {}), "ranks": ranks}
+        with contextlib.suppress(StoreError):  # another error is being reported
+            write_state(self._folder, self._state)
 
     # Writing
 
@@ -563,6 +576,7 @@ def _poll_to_end(member: _Member) -> None:
     except (RankLost, HarvesterError):
         member.phase = "over"
         return
+    member.view.status = reply["status"] or member.view.status
     if reply["is_over"]:
         member.phase = "over"
 

@@ -27,7 +27,8 @@ from harvester.run.prepare import Prepared
 from harvester.store import paths
 from harvester.store.journal.journal import Journal
 from harvester.store.journal.lock import is_held
-from harvester.store.maintain.bill import compute_spent
+from harvester.store.journal.spending import Amounts
+from harvester.store.maintain.bill import compute_spent, compute_spent_in
 from harvester.system.background import Running, StopRequests
 from harvester.system.open_files import limit_kept
 
@@ -77,7 +78,7 @@ class Rank:
         ready = prepare.prepare(path, flags)
         is_same_store = self._require_store(ready, expected_run)
         _require_free(ready.store)
-        spent = self._spent(ready)
+        spent, former = self._spent(ready, expected_run)
         self._prepared = ready
         wall = time.time()
         ends = {span.value: span.end(wall) for span in BudgetSpan}
@@ -88,6 +89,7 @@ class Rank:
             "store": str(ready.store),
             "is_same_store": is_same_store,
             "spent": {span.value: list(amounts) for span, amounts in spent.items()},
+            "former": list(former),
             "ends_at": {span: None if end == float("inf") else end for span, end in ends.items()},
         }
 
@@ -120,11 +122,13 @@ class Rank:
             )
         return False
 
-    def _spent(self, ready: Prepared) -> dict[BudgetSpan, tuple[int, int]]:
+    def _spent(self, ready: Prepared, run_id: str) -> tuple[dict[BudgetSpan, Amounts], Amounts]:
+        """Return what the store says was spent by span, and by one run, however that run ended."""
         if not _is_begun(ready.store):
-            return {}
+            return {}, (0, 0)
         with Journal.open(ready.store, read_only=True) as journal:
-            return compute_spent(journal, time.time(), ready.config.teacher.teacher_id)
+            spent = compute_spent(journal, time.time(), ready.config.teacher.teacher_id)
+            return spent, compute_spent_in(journal, {run_id})
 
     def start(self, incarnation: int) -> None:
         """Begin to harvest what `prepare` has checked."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,25 +72,44 @@ def compute_spent(journal: Journal, wall: float, teacher_id: str = "") -> dict[B
     Raises:
         StoreError, StoreCorrupt: a journal can't be read.
     """
-    folder = journal.path.parent
+    with journal.reading() as connection:
+        run_ids = spending.runs_to_continue(connection, teacher_id)
+    with _with_canaries(journal) as journals:
+        return {
+            BudgetSpan.RUN: _sum_of(journals, None, run_ids),
+            BudgetSpan.STORE: _sum_of(journals, None),
+            BudgetSpan.DAY: _sum_of(journals, BudgetSpan.DAY.start(wall)),
+            BudgetSpan.MONTH: _sum_of(journals, BudgetSpan.MONTH.start(wall)),
+        }
+
+
+def compute_spent_in(journal: Journal, run_ids: Collection[str]) -> spending.Amounts:
+    """Return the tokens and micro-dollars that budgets were charged by these runs, canaries included.
+
+    Raises:
+        StoreError, StoreCorrupt: a journal can't be read.
+    """
+    with _with_canaries(journal) as journals:
+        return _sum_of(journals, None, run_ids)
+
+
+@contextlib.contextmanager
+def _with_canaries(journal: Journal) -> Iterator[list[Journal]]:
+    """Yield the journal of a store, and that of the canary store inside it, if there is one."""
+    folder = journal.path.parent / paths.CANARY
     with contextlib.ExitStack() as stack:
         journals = [journal]
-        if (folder / paths.CANARY / paths.JOURNAL).exists():
-            journals.append(stack.enter_context(Journal.open(folder / paths.CANARY, read_only=True)))
+        if (folder / paths.JOURNAL).exists():
+            journals.append(stack.enter_context(Journal.open(folder, read_only=True)))
+        yield journals
+
+
+def _sum_of(
+    journals: Sequence[Journal], since: float | None, run_ids: Collection[str] | None = None
+) -> spending.Amounts:
+    tokens = microusd = 0
+    for journal in journals:
         with journal.reading() as connection:
-            run_ids = spending.runs_to_continue(connection, teacher_id)
-
-        def spent(since: float | None, of_runs: Collection[str] | None = None) -> spending.Amounts:
-            tokens = microusd = 0
-            for each in journals:
-                with each.reading() as connection:
-                    amounts = spending.spent(connection, since=since, run_ids=of_runs)
-                tokens, microusd = tokens + amounts[0], microusd + amounts[1]
-            return tokens, microusd
-
-        return {
-            BudgetSpan.RUN: spent(None, run_ids),
-            BudgetSpan.STORE: spent(None),
-            BudgetSpan.DAY: spent(BudgetSpan.DAY.start(wall)),
-            BudgetSpan.MONTH: spent(BudgetSpan.MONTH.start(wall)),
-        }
+            amounts = spending.spent(connection, since=since, run_ids=run_ids)
+        tokens, microusd = tokens + amounts[0], microusd + amounts[1]
+    return tokens, microusd

@@ -296,6 +296,30 @@ def test_after_a_kill_the_budget_of_the_run_goes_on_and_after_an_end_it_begins_a
         assert _left(after) == left
 
 
+def test_what_a_run_spent_after_the_state_was_written_counts_once() -> None:
+    """A fleet that lost its coordinator drains: its stores know more than the state, and their runs ended."""
+    world = _with_spending()
+    known, spent = 10 * REQUEST, 13 * REQUEST
+    after = Dealer({URL: PLACES}, {"run": (TOKENS, None)}, 2, 0.0, world.dealer.state(is_over=False))
+    drained = {
+        "spent": {"run": (0, 0)},
+        "ends_at": {"run": None},
+        "former": (spent, 0),
+        "is_same_store": True,
+    }
+    after.register(0, **drained, now=0.0)
+    assert _left(after) == TOKENS - spent - known
+    after.register(0, **drained, now=1.0)  # its process was lost before it sent anything
+    assert _left(after) == TOKENS - spent - known
+    # A run that was killed is a part of the next one, which reports it.
+    killed = drained | {"spent": {"run": (spent, 0)}}
+    after.register(1, **killed, now=1.0)
+    assert _left(after) == TOKENS - 2 * spent
+    anew = Dealer({URL: PLACES}, {"run": (TOKENS, None)}, 2, 0.0, world.dealer.state(is_over=True))
+    anew.register(0, **drained, now=0.0)
+    assert _left(anew) == TOKENS
+
+
 def test_what_a_lost_store_was_granted_counts_as_spent() -> None:
     world = _with_spending()
     granted = world.ranks[0].ceiling

@@ -75,7 +75,7 @@ class PlayedCluster:
 
 def good(number: int) -> dict[str, Any]:
     facts = {"config_sha256": "c", "prompts_digest": "p", "rows_total": 2, "store": f"store-{number}"}
-    return {**facts, "spent": {}, "ends_at": {}, "is_same_store": True}
+    return {**facts, "spent": {}, "former": [0, 0], "ends_at": {}, "is_same_store": True}
 
 
 def run(ranks: list[Played], tmp_path: Path, mock: RunningMock, requests: Requests) -> driver.FleetSummary:

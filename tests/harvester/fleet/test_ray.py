@@ -20,6 +20,8 @@ import pytest
 
 from harvester.mock_teacher.running import RunningMock, start_process
 from harvester.store.journal.journal import Journal
+from harvester.store.journal.lock import is_held
+from harvester.store.reader import Corpus
 from tests.harvester.run.test_shards import rows_of
 
 pytestmark = [
@@ -303,6 +305,34 @@ def test_the_budget_is_spent_once_also_after_the_driver_was_killed(
         billed = sum(len(list(journal.possibly_billed(in_flight=True))) for journal in journals)
     # What a kill left unanswered counts with its reservation; else less than one request is left.
     assert spent >= 9000 - 190 - 190 * billed
+
+
+def test_a_lost_coordinator_drains_all_ranks_and_the_same_command_resumes(
+    cluster: Any, teacher: Callable[..., RunningMock], tmp_path: Path
+) -> None:
+    """Ranks that hear nothing send nothing; what was in flight is stored, and the budget holds over both."""
+    mock = teacher("--latency", "0.2")
+    config = write(
+        tmp_path, mock, 1500, "[teacher.limits]\nmax_concurrency = 40\n[sampling]\nmax_tokens = 64\n"
+        "[budget]\ntokens = 9000\n"
+    )  # fmt: skip
+    before = set(pids_named("ray::Coordinator"))
+    running = Fleet(config, "--address", cluster.address)
+    running.wait_for(lambda s: s.get("answers_stored", 0) > 150)
+    (coordinator,) = set(pids_named("ray::Coordinator")) - before
+    os.kill(coordinator, signal.SIGKILL)
+    code, _, err = running.result()
+    assert code == 1, err
+    assert "the coordinator was lost" in err
+    assert "the same command resumes" in err
+    paid = mock.totals()["answers"]
+    stores = [tmp_path / f"store-{n}-of-4" for n in range(1, 5)]
+    assert sum(Corpus.open(store).count() for store in stores) == paid
+    assert not any(is_held(store) for store in stores)
+    code, _, err = fleet(config, "--address", cluster.address)
+    assert code == 10, err
+    assert set(asked(mock).values()) == {1}
+    assert 9000 - 190 <= mock.totals()["total_tokens"] <= 9000
 
 
 def test_a_store_that_is_gone_is_fetched_from_its_mirror(
