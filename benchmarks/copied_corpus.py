@@ -19,9 +19,9 @@ from harvester.store.shards.parquet_file import ROWS_PER_GROUP, open_writer
 from harvester.terms.lineage import Lineage
 from trainer import config as settings
 from trainer.data.chat_template import Renderer
-from trainer.data.tokens import address, part
+from trainer.data.tokens import part, store_names
+from trainer.data.tokens.row_ranges import Unit, UnitRenderer, units_of
 from trainer.data.tokens.token_store import PARTS
-from trainer.data.tokens.unit import Unit, UnitRenderer, units_of
 from trainer.model import model, weights
 
 Report = Callable[[str], None]
@@ -75,7 +75,9 @@ def copy_parts(toml: Path, of_shard: int, report: Report = print) -> None:
     """
     config = settings.load(toml)
     renderer = Renderer(model.load_tokenizer(config.base, config.template))
-    home = config.cache / address.store_key(config, renderer, weights.vocabulary_size(config.base)) / PARTS
+    home = (
+        config.cache / store_names.store_key(config, renderer, weights.vocabulary_size(config.base)) / PARTS
+    )
     home.mkdir(parents=True, exist_ok=True)
     corpus = Corpus.open(config.corpus)
     with corpus.view(()) as view:

@@ -5,8 +5,8 @@
 A real harvest of `--rows` answers gives bytes in the journal and in shards, and CPU seconds, per answer. The
 answers are pieces of 750 characters of this project's texts, so that shards compress them as they do other
 text; a server process of our own sends them. Checking `--prompts` prompts and three times as many, each in a
-fresh process, gives memory and CPU seconds per prompt, alone and as one of eight ranks. A dealer with 8, 64
-and 256 ranks gives what the coordinator of a fleet sends, and its CPU seconds per report; where Ray is
+fresh process, gives memory and CPU seconds per prompt, alone and as one of eight ranks. An allocator with
+8, 64 and 256 ranks gives what the coordinator of a fleet sends, and its CPU seconds per report; where Ray is
 installed, an actor that returns what it gets shows Ray's part. The rest is arithmetic. CPU seconds hold for
 this machine; bytes hold anywhere.
 """
@@ -147,20 +147,20 @@ def checked(prompts: int, shard: str | None) -> tuple[float, float]:
     with tempfile.TemporaryDirectory(prefix="check-") as name:
         path = write(Path(name), prompts, "http://127.0.0.1:1/v1", 64)
         begun = time.process_time()
-        prepare(path, Overrides(shard=shard, is_dealt=shard is not None))
+        prepare(path, Overrides(shard=shard, is_allocated=shard is not None))
         return most_memory_mib(), time.process_time() - begun
 
 
 def dealt(ranks: int) -> dict[str, float]:
     """Let so many ranks report; return bytes and CPU seconds per report and answer."""
-    from harvester.fleet.dealer import Dealer
+    from harvester.fleet.allocator import Allocator
 
     url = "https://teacher.example/v1"
     now = 0.0
-    dealer = Dealer({url: 64 * ranks}, {"run": (10**12, None), "day": (10**11, 10**10)}, ranks, now)
+    allocator = Allocator({url: 64 * ranks}, {"run": (10**12, None), "day": (10**11, 10**10)}, ranks, now)
     ends = {"run": None, "day": 86_400.0}
     for rank in range(ranks):
-        dealer.register(rank, {}, ends, is_same_store=True, now=now)
+        allocator.register(rank, {}, ends, is_same_store=True, now=now)
     held: list[Any] = [(0.0, 0, None)] * ranks
     sent = count = 0
     cpu = 0.0
@@ -169,7 +169,7 @@ def dealt(ranks: int) -> dict[str, float]:
         for rank in range(ranks):
             text = _report(url, rank, now, held[rank])
             begun = time.thread_time()
-            answer = dealer.exchange(rank, 1, json.loads(text), now)
+            answer = allocator.exchange(rank, 1, json.loads(text), now)
             reply = json.dumps(answer)
             cpu += time.thread_time() - begun
             assert answer is not None
@@ -195,7 +195,7 @@ def _report(url: str, rank: int, now: float, held: Any) -> str:
         "found": 123.45678901234,
         "learned_at": now - 10.123456789,
     }
-    window = {"dealt": places, "in_flight": places, "size": places, "wants_more": True, "most": 512}
+    window = {"allocated": places, "in_flight": places, "size": places, "wants_more": True, "most": 512}
     spans = {
         span: {"spent": [0, 0], "ceiling": ceiling, "ends_at": 86_400.0 if span == "day" else None}
         for span, ceiling in (budgets or none).items()

@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.fuzzing import bodies, keys, loop_lag, oracle, run, scaling, targets, texts
 from benchmarks.fuzzing.large_replies import Recipe
-from harvester.api import heavy, redaction
+from harvester.api import parse_in_child, redaction
 from harvester.api.replies import choices, completion
 from harvester.api.types import Completion, Outcome, Usage
 from harvester.errors import TeacherError
@@ -149,9 +149,9 @@ def test_a_stored_body_is_read_alike_in_a_child(name: str, monkeypatch: pytest.M
     for logprobs in (True, False):
         results = []
         for limit in (1 << 30, 0):
-            monkeypatch.setattr(heavy, "STORED_INLINE_BYTES", limit)
+            monkeypatch.setattr(parse_in_child, "STORED_INLINE_BYTES", limit)
             try:
-                results.append(heavy.parse_stored(raw, 10, None, logprobs=logprobs))
+                results.append(parse_in_child.parse_stored(raw, 10, None, logprobs=logprobs))
             except TeacherError as error:
                 results.append((type(error), error.message, error.raw))
         assert results[0] == results[1]

@@ -110,10 +110,10 @@ def evaluate(
 
         require_installed()  # before an hour of other work
     if gguf is not None:
-        from trainer.evaluation import limited_devices
+        from trainer.evaluation import gguf_scores
 
-        files = limited_devices.GgufChoice(gguf, gguf_limit)
-        limited_devices.check_choice(files)
+        files = gguf_scores.GgufChoice(gguf, gguf_limit)
+        gguf_scores.check_choice(files)
     note("reading corpus and student")
     from trainer.evaluation.evaluate import evaluate as run_evaluation
 
@@ -129,8 +129,8 @@ def evaluate(
         choice = harness.HarnessChoice(tasks.names, tasks.folder, tasks.limit, tasks.merged)
         card |= {harness.KEY: harness.run(config, choice, lambda name: note(f"harness: {name}"))}
     if gguf is not None:
-        served = limited_devices.run(config, files, lambda name: note(f"llama.cpp: {name}"))
-        card |= {limited_devices.KEY: served}
+        served = gguf_scores.run(config, files, lambda name: note(f"llama.cpp: {name}"))
+        card |= {gguf_scores.KEY: served}
     if config.evaluate.judge:
         from trainer.evaluation import preferences
 

@@ -22,7 +22,7 @@ from pydantic import (
 )
 
 from harvester.errors import ConfigError as HarvestConfigError
-from harvester.quality.similarity.split import DEFAULT_EVAL_SHARE
+from harvester.quality.held_out import DEFAULT_EVAL_SHARE
 from harvester.quality.verifiers.settings import VerifySection
 from harvester.system.objects.url import refusals_of_a_setting, require_path_or_url, url_in
 from harvester.system.toml_file import Matching, read_toml, suggest_key, validate

@@ -48,7 +48,7 @@ _decoder = json.JSONDecoder()
 
 
 @dataclass(frozen=True, slots=True)
-class Ticket:
+class ProviderBatch:
     """A batch as the provider shows it. `failure` and `message` say why it failed, "" where it did not."""
 
     batch_id: str
@@ -196,7 +196,7 @@ class BatchClient:
         except Exception as error:  # noqa: BLE001 - the SDK lets errors of the transport through
             raise self._translated(error) from None
 
-    async def create(self, file_id: str, name: str) -> Ticket:
+    async def create(self, file_id: str, name: str) -> ProviderBatch:
         """Create a batch of an uploaded file, with its name in its metadata."""
         try:
             batch = await self._client.batches.create(
@@ -210,21 +210,21 @@ class BatchClient:
         except Exception as error:  # noqa: BLE001
             raise self._translated(error) from None
 
-    async def poll(self, batch_id: str) -> Ticket:
+    async def poll(self, batch_id: str) -> ProviderBatch:
         """Ask for the state of a batch."""
         try:
             return _ticket(await self._client.batches.retrieve(batch_id, extra_headers=self._headers))
         except Exception as error:  # noqa: BLE001
             raise self._translated(error) from None
 
-    async def cancel(self, batch_id: str) -> Ticket:
+    async def cancel(self, batch_id: str) -> ProviderBatch:
         """Ask for the end of a batch; what it has answered by then is kept, and paid for."""
         try:
             return _ticket(await self._client.batches.cancel(batch_id, extra_headers=self._headers))
         except Exception as error:  # noqa: BLE001
             raise self._translated(error) from None
 
-    async def find(self, files: Mapping[str, str], *, since: float) -> dict[str, Ticket]:
+    async def find(self, files: Mapping[str, str], *, since: float) -> dict[str, ProviderBatch]:
         """Find batches that a crash left unrecorded, by their metadata or their input file.
 
         Args:
@@ -232,7 +232,7 @@ class BatchClient:
             since: when the oldest of them may have been created, in Unix seconds.
         """
         by_file = {file_id: name for name, file_id in files.items() if file_id}
-        tickets: dict[str, Ticket] = {}
+        tickets: dict[str, ProviderBatch] = {}
         try:
             async for batch in self._client.batches.list(limit=100, extra_headers=self._headers):
                 name = (batch.metadata or {}).get(NAME) or by_file.get(batch.input_file_id or "", "")
@@ -297,10 +297,10 @@ def _http_client(teacher: TeacherSection, trust_env: bool) -> Any:
     return openai.DefaultAsyncHttpxClient(follow_redirects=False, trust_env=trust_env, verify=verify)
 
 
-def _ticket(batch: openai.types.Batch) -> Ticket:
+def _ticket(batch: openai.types.Batch) -> ProviderBatch:
     counts = batch.request_counts
     errors = (batch.errors.data if batch.errors else None) or []
-    return Ticket(
+    return ProviderBatch(
         batch_id=batch.id,
         status=str(batch.status).lower(),
         output_file_id=batch.output_file_id,

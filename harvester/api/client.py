@@ -31,7 +31,7 @@ import httpx
 import orjson
 from httpx_aiohttp import AiohttpTransport
 
-from harvester.api import heavy, model_list
+from harvester.api import model_list, parse_in_child
 from harvester.api.body_memory import BodyMemory, BodyShare
 from harvester.api.content_encoding import Decoder, EncodingError
 from harvester.api.error_body import describe, excerpt
@@ -39,7 +39,7 @@ from harvester.api.joining import idempotency_key
 from harvester.api.max_tokens import positive_max_tokens_of
 from harvester.api.redaction import Redactor
 from harvester.api.replies import completion
-from harvester.api.scoring.ways import url_of
+from harvester.api.scoring.request_forms import url_of
 from harvester.api.types import RawAnswer, Request
 from harvester.config.run_section import BASE_DEADLINE_S, RunSection
 from harvester.config.teacher_section import TeacherSection
@@ -241,7 +241,7 @@ class Client:
 
     async def _refusal(self, answer: RawAnswer, url: httpx.URL) -> TeacherError:
         try:
-            return await heavy.refusal(answer.status, answer.headers, answer.body, _place(url))
+            return await parse_in_child.refusal(answer.status, answer.headers, answer.body, _place(url))
         finally:
             answer.release()
 
@@ -249,9 +249,9 @@ class Client:
         """Remove the credential from the body of one choice, in case only its split made it readable.
 
         Raises:
-            BrokenAnswer: see `heavy.redact`.
+            BrokenAnswer: see `parse_in_child.redact`.
         """
-        return await heavy.redact(self._redactor, body)
+        return await parse_in_child.redact(self._redactor, body)
 
     async def models(self, base: str) -> list[str]:
         """The models that one of the teacher's base URLs lists; empty where it has no list for this key.
@@ -278,7 +278,7 @@ class Client:
                 if not model_list.is_about_listing(refusal.message):
                     raise refusal
             answer.release()
-            return await heavy.model_ids(answer.body) if answer.status == 200 else []
+            return await parse_in_child.model_ids(answer.body) if answer.status == 200 else []
 
     async def _exchange(
         self,
@@ -340,7 +340,7 @@ class Client:
         return RawAnswer(
             status=response.status_code,
             headers=self._redactor.headers(names),
-            body=await heavy.redact(self._redactor, body),
+            body=await parse_in_child.redact(self._redactor, body),
             endpoint=endpoint,
             latency_s=0.0,
             received_at=received_at,
@@ -447,7 +447,11 @@ class _Reading:
                 timer.cancel()
         error, body = self._stream.error, bytes(self._received)
         # An error status needs no complete body.
-        if error is not None and self._response.status_code == 200 and not await heavy.is_complete(body):
+        if (
+            error is not None
+            and self._response.status_code == 200
+            and not await parse_in_child.is_complete(body)
+        ):
             raise error
         return body
 
@@ -462,7 +466,7 @@ class _Reading:
         if self._response.status_code != 200:
             return True
         body = bytes(self._received)
-        return not heavy.is_heavy(body) and completion.is_complete(body, self._choices)
+        return not parse_in_child.is_heavy(body) and completion.is_complete(body, self._choices)
 
     def _too_large(self) -> PromptRejected:
         return PromptRejected(

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from harvester.api.request_builder import cost_microusd
-from harvester.api.scoring.ways import way_of
+from harvester.api.scoring.request_forms import way_of
 from harvester.api.types import Request
 from harvester.config.teacher_section import PriceSection
 

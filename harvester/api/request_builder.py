@@ -16,7 +16,7 @@ import orjson
 from harvester.api.max_tokens import positive_max_tokens_of
 from harvester.api.replies.completion import estimate_tokens
 from harvester.api.request_key import RequestKeys, canonical, request_key
-from harvester.api.scoring.ways import GENERATED_TOKENS, PATHS, body_of, text_of, way_named
+from harvester.api.scoring.request_forms import GENERATED_TOKENS, PATHS, body_of, text_of, way_named
 from harvester.api.types import Message, Prompt, Request
 from harvester.config.config import ROW_SETTINGS, HarvestConfig, SamplingSection
 from harvester.config.teacher_section import PriceSection

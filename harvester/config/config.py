@@ -167,7 +167,8 @@ class ScoreSection(FrozenModel):
     """Ask for the log-probabilities of given texts instead of answers.
 
     Attributes:
-        via: how the server is asked (`api.scoring.ways`); "auto" takes the first way that a probe proves.
+        via: how the server is asked (`api.scoring.request_forms`); "auto" takes the first form
+            that a probe proves.
         top_logprobs: likeliest tokens that are kept at each token of the text; None: that of the text alone.
     """
 

@@ -19,8 +19,8 @@ class Overrides:
     `rows`, `usd`, `tokens`, `runtime_s` and `finish_by` are ceilings; None leaves the file's value.
     `retry` are outcomes of stored answers that are asked again, `retry_dead` asks failed rows again.
     `budget_span` is the span for which `usd` and `tokens` hold, here and at the top of [budget].
-    `transport` and `shard` replace `[run] transport` and `[run] shard`. `is_dealt` says that a coordinator
-    deals out limits and budget, so that a shard is not given its part of them from the start.
+    `transport` and `shard` replace `[run] transport` and `[run] shard`. `is_allocated` says that a
+    coordinator allocates limits and budget, so that a shard is not given its part of them from the start.
     """
 
     rows: int | None = None
@@ -38,7 +38,7 @@ class Overrides:
     retry_dead: bool = False
     transport: Transport | None = None
     shard: str | None = None
-    is_dealt: bool = False
+    is_allocated: bool = False
 
     @property
     def retries(self) -> bool:

@@ -1,4 +1,4 @@
-"""Draw a stratified sample: so many rows, dealt out to groups by weight. Pure.
+"""Draw a stratified sample: so many rows, allocated to groups by weight. Pure.
 
 A row's place in the draw depends on the seed, its prompt and its sample number only: a larger sample holds a
 smaller one, and more rows in the corpus change little.
@@ -27,7 +27,7 @@ _SHOWN_GROUPS = 10
 
 
 class SampleSection(BaseModel):
-    """How many rows are drawn, and how they are dealt out.
+    """How many rows are drawn, and how they are allocated.
 
     Attributes:
         rows: rows to draw in all; fewer if the corpus has fewer.

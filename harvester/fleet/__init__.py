@@ -1,1 +1,1 @@
-"""A harvest on several machines: ranks are actors of a Ray cluster, a coordinator deals out limits."""
+"""A harvest on several machines: ranks are actors of a Ray cluster, a coordinator allocates limits."""

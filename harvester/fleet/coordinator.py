@@ -1,4 +1,4 @@
-"""Serve the dealer of a fleet to its ranks: the coordinator actor. It knows no prompts, answers and keys."""
+"""Serve the allocator of a fleet to its ranks: the coordinator actor. It knows no prompts or answers."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import json
 import time
 from typing import Any
 
-from harvester.fleet.dealer import Dealer
+from harvester.fleet.allocator import Allocator
 
 
 class Coordinator:
     """The actor. Messages are JSON texts, so that nothing but text is unpickled.
 
     Args:
-        spec: JSON object of the arguments of `Dealer`.
+        spec: JSON object of the arguments of `Allocator`.
     """
 
     def __init__(self, spec: str) -> None:
         values = json.loads(spec)
-        self._dealer = Dealer(
+        self._allocator = Allocator(
             values["windows"],
             {span: (limits[0], limits[1]) for span, limits in values["budgets"].items()},
             values["ranks"],
@@ -29,12 +29,12 @@ class Coordinator:
 
     def expected_run(self, rank: int) -> str:
         """Return the run that the store of a rank must hold, "" for none."""
-        return self._dealer.expected_run(rank)
+        return self._allocator.expected_run(rank)
 
     def register(self, rank: int, text: str) -> int:
         """Take up a rank that is about to start; return its incarnation."""
         facts = json.loads(text)
-        return self._dealer.register(
+        return self._allocator.register(
             rank,
             facts["spent"],
             facts["ends_at"],
@@ -45,21 +45,21 @@ class Coordinator:
 
     def exchange(self, rank: int, incarnation: int, text: str) -> str:
         """Take a report and return the rank's part; "" where another process has taken its place."""
-        answer = self._dealer.exchange(rank, incarnation, json.loads(text), time.monotonic())
+        answer = self._allocator.exchange(rank, incarnation, json.loads(text), time.monotonic())
         reply = "" if answer is None else json.dumps(answer)
         self._bytes += len(text) + len(reply)
         return reply
 
     def end(self, rank: int, is_lost: bool) -> None:
         """Take note that a rank has ended, or that its process is gone."""
-        self._dealer.end(rank, is_lost=is_lost)
+        self._allocator.end(rank, is_lost=is_lost)
 
     def overview(self, is_over: bool) -> str:
         """Return `state` for the next fleet, `budgets` for the status, and what was exchanged so far."""
         overview: dict[str, Any] = {
-            "state": self._dealer.state(is_over=is_over),
-            "budgets": self._dealer.budgets(),
-            "exchanges": self._dealer.exchanges,
+            "state": self._allocator.state(is_over=is_over),
+            "budgets": self._allocator.budgets(),
+            "exchanges": self._allocator.exchanges,
             "bytes": self._bytes,
         }
         return json.dumps(overview)

@@ -33,7 +33,7 @@ from harvester.store.journal.lock import StoreLock
 from harvester.system.command_line.extras import require
 from harvester.system.command_line.version import __version__
 from harvester.teacher.policies import build_budget, require_rate_within_patience
-from harvester.teacher.sharing.limit_ledger import LEAST
+from harvester.teacher.sharing.limit_leases import LEAST
 
 Watch = Callable[[Mapping[str, Any]], None]
 Note = Callable[[str], None]
@@ -185,7 +185,7 @@ def checked(config: Path, options: FleetOptions) -> tuple[HarvestConfig, Overrid
 
 def _require_divisible(config: Path, loaded: HarvestConfig, flags: Overrides, ranks: int) -> None:
     """Refuse limits that so many ranks can't share."""
-    with_shard(loaded, replace(flags, shard=f"1/{ranks}", is_dealt=True))
+    with_shard(loaded, replace(flags, shard=f"1/{ranks}", is_allocated=True))
     for name, value in loaded.teacher.limits.model_dump().items():
         if value is not None and name.endswith("_per_minute"):
             require_rate_within_patience(

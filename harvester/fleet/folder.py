@@ -1,7 +1,7 @@
 """Keep the folder of a fleet beside its stores: `status.json` for people, `fleet.json` for the next fleet.
 
 `fleet.json` holds how many ranks there are, where each ran last, and what the coordinator must know of money
-(`dealer.Dealer.state`). The truth about money is in the stores; this counts for a store that is gone.
+(`allocator.Allocator.state`). The truth about money is in the stores; this counts for a store that is gone.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class FleetState:
     Attributes:
         ranks: how many there are; the stores are named after it.
         hosts: where each rank ran last, by rank.
-        coordinator: `Dealer.state`, None before the first start.
+        coordinator: `Allocator.state`, None before the first start.
     """
 
     ranks: int

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from harvester.teacher.sharing.fair_shares import Want, divide
 
 # One ceiling of the budget: its span, and 0 for tokens or 1 for micro-dollars.
-Purse = tuple[str, int]
+CeilingKey = tuple[str, int]
 
 
 def divide_count(whole: int, wants: Mapping[int, Want]) -> dict[int, int]:
@@ -39,7 +39,7 @@ def within(target: float, held: float, free: float) -> float:
 
 @dataclass(slots=True)
 class Account:
-    """The budget of one rank, by purse.
+    """The budget of one rank, by ceiling.
 
     Attributes:
         granted: its ceilings; it keeps what is spent and reserved at or below these.
@@ -49,27 +49,27 @@ class Account:
         is_active: whether it may spend. What a rank was granted that is not active counts as spent.
     """
 
-    granted: dict[Purse, int] = field(default_factory=dict)
-    spent: dict[Purse, int] = field(default_factory=dict)
+    granted: dict[CeilingKey, int] = field(default_factory=dict)
+    spent: dict[CeilingKey, int] = field(default_factory=dict)
     reserved: tuple[int, int] = (0, 0)
     short: tuple[int, int] | None = None
     is_active: bool = True
 
-    def used(self, purse: Purse) -> int:
+    def used(self, ceiling: CeilingKey) -> int:
         """What is spent and reserved."""
-        return self.spent.get(purse, 0) + self.reserved[purse[1]]
+        return self.spent.get(ceiling, 0) + self.reserved[ceiling[1]]
 
 
 @dataclass(frozen=True, slots=True)
 class Targets:
     """What each active rank should be granted, and which ranks can send nothing any more."""
 
-    granted: Mapping[int, Mapping[Purse, int]]
+    granted: Mapping[int, Mapping[CeilingKey, int]]
     final: frozenset[int]
 
 
 def divide_budget(
-    whole: Mapping[Purse, int], elsewhere: Mapping[Purse, int], accounts: Mapping[int, Account]
+    whole: Mapping[CeilingKey, int], elsewhere: Mapping[CeilingKey, int], accounts: Mapping[int, Account]
 ) -> Targets:
     """Divide what is left: equal parts, on top of what each rank has spent and reserved.
 
@@ -81,16 +81,16 @@ def divide_budget(
     """
     active = {rank: account for rank, account in accounts.items() if account.is_active}
     left, most = {}, {}
-    for purse, limit in whole.items():
-        gone = elsewhere.get(purse, 0)
-        gone += sum(each.granted.get(purse, 0) for each in accounts.values() if not each.is_active)
-        left[purse] = max(0, limit - gone - sum(account.used(purse) for account in active.values()))
-        most[purse] = limit - gone - sum(account.spent.get(purse, 0) for account in active.values())
-    equal = {purse: amount // max(1, len(active)) for purse, amount in left.items()}
+    for ceiling, limit in whole.items():
+        gone = elsewhere.get(ceiling, 0)
+        gone += sum(each.granted.get(ceiling, 0) for each in accounts.values() if not each.is_active)
+        left[ceiling] = max(0, limit - gone - sum(account.used(ceiling) for account in active.values()))
+        most[ceiling] = limit - gone - sum(account.spent.get(ceiling, 0) for account in active.values())
+    equal = {ceiling: amount // max(1, len(active)) for ceiling, amount in left.items()}
 
-    def fits(account: Account, amounts: Mapping[Purse, int]) -> bool:
+    def fits(account: Account, amounts: Mapping[CeilingKey, int]) -> bool:
         short = account.short or (0, 0)
-        return all(short[purse[1]] <= amount for purse, amount in amounts.items())
+        return all(short[ceiling[1]] <= amount for ceiling, amount in amounts.items())
 
     final = frozenset(rank for rank, account in active.items() if account.short and not fits(account, most))
     waiting = [rank for rank in sorted(active) if active[rank].short and rank not in final]
@@ -100,5 +100,5 @@ def divide_budget(
     granted = {}
     for rank, account in active.items():
         more = equal if favoured is None else left if rank == favoured else dict.fromkeys(left, 0)
-        granted[rank] = {purse: account.used(purse) + more[purse] for purse in whole}
+        granted[rank] = {ceiling: account.used(ceiling) + more[ceiling] for ceiling in whole}
     return Targets(granted, final)

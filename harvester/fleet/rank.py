@@ -73,7 +73,7 @@ class Rank:
         flags = replace(
             library.overrides(self._spec["options"]),
             shard=f"{number}/{self._spec['of']}",
-            is_dealt=True,
+            is_allocated=True,
         )
         ready = prepare.prepare(path, flags)
         is_same_store = self._require_store(ready, expected_run)

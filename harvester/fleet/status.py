@@ -63,7 +63,7 @@ def fleet_status(
 
     Args:
         facts: what does not change: config, model, times.
-        budgets: of the whole harvest (`Dealer.budgets`).
+        budgets: of the whole harvest (`Allocator.budgets`).
     """
     statuses = [view.status for view in views]
     merged: dict[str, Any] = {}

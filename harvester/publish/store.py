@@ -19,7 +19,7 @@ from harvester.export.cards.curation import CURATION_NAME
 from harvester.export.cards.facts import ShardFacts
 from harvester.export.decontaminate import HITS_NAME
 from harvester.observe.report.report import write_report
-from harvester.publish.papers import write_papers
+from harvester.publish.documents import write_papers
 from harvester.publish.terms import require_publishable
 from harvester.store import paths
 from harvester.store.journal.checksums import checked_rows

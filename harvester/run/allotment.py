@@ -1,9 +1,9 @@
-"""Use the part of a harvest's limits and budget that the coordinator of a fleet deals out to this pass.
+"""Use the part of a harvest's limits and budget that the coordinator of a fleet allocates to this pass.
 
 Twice a second the pass reports what it has, uses and wants, and gets what it may use until the next report:
 a share of the rate limits, configured or learned (as harvests of one machine share them, `shared_limits`), a
 number of requests in flight for each address, and a ceiling for each span of the budget. The coordinator
-counts what it has dealt out as used until a report says less, so the parts never add up to more than the
+counts what it has allocated as used until a report says less, so the parts never add up to more than the
 whole. A pass that hears nothing for FENCE_S sends nothing: its part may be another's by then.
 
 Messages are JSON values, so that any transport can carry them.
@@ -22,7 +22,7 @@ from typing import Any
 from harvester.config.budget_spans import BudgetSpan
 from harvester.teacher.budget import Budget
 from harvester.teacher.endpoints import Endpoints
-from harvester.teacher.sharing.limit_ledger import LedgerRow
+from harvester.teacher.sharing.limit_leases import LedgerRow
 from harvester.teacher.sharing.shared_limits import SharedLimits
 
 Message = Mapping[str, Any]
@@ -31,9 +31,9 @@ Exchange = Callable[[Message], Message]
 
 EXCHANGE_EVERY_S = 0.5
 # A pass without an answer for this long sends nothing. The coordinator waits longer before it gives the part
-# to others (`EXPIRY_S` of `fleet.dealer`).
+# to others (`EXPIRY_S` of `fleet.allocator`).
 FENCE_S = 6.0
-# How often the last report is sent until it is heard. Without it, money that was spent may be dealt out
+# How often the last report is sent until it is heard. Without it, money that was spent may be allocated
 # again.
 LEAVE_TRIES = 3
 # What holds the pass, in its pauses.
@@ -41,7 +41,7 @@ _SOURCE = "fleet"
 
 
 @dataclass(frozen=True, slots=True)
-class Dealing:
+class Coordination:
     """How a pass asks for its part.
 
     Attributes:
@@ -55,13 +55,15 @@ class Dealing:
 
 
 @contextlib.asynccontextmanager
-async def allotted(dealing: Dealing, endpoints: Endpoints, shared: SharedLimits) -> AsyncIterator[None]:
-    """Use what is dealt out during the block, from before anything is sent.
+async def allotted(
+    coordination: Coordination, endpoints: Endpoints, shared: SharedLimits
+) -> AsyncIterator[None]:
+    """Use what is allocated during the block, from before anything is sent.
 
     Args:
         shared: the leases of the rate limits; they are not in the ledger of the machine.
     """
-    allotment = _Allotment(dealing, endpoints, shared)
+    allotment = _Allotment(coordination, endpoints, shared)
     await allotment.renew()
     renewing = asyncio.create_task(allotment.watch())
     try:
@@ -76,13 +78,13 @@ async def allotted(dealing: Dealing, endpoints: Endpoints, shared: SharedLimits)
 class _Allotment:
     """What one pass may use."""
 
-    def __init__(self, dealing: Dealing, endpoints: Endpoints, shared: SharedLimits) -> None:
-        self._dealing = dealing
+    def __init__(self, coordination: Coordination, endpoints: Endpoints, shared: SharedLimits) -> None:
+        self._coordination = coordination
         self._endpoints = endpoints
         self._shared = shared
-        # No more than this machine can have, whatever is dealt out.
+        # No more than this machine can have, whatever is allocated.
         self._most = {queue.endpoint: int(queue.limiter.window.ceiling) for queue in endpoints.queues}
-        # What was dealt out last, by base URL; nothing yet.
+        # What was allocated last, by base URL; nothing yet.
         self._windows = dict.fromkeys(self._most, 0)
         self._shares = dict.fromkeys(self._most, 0.0)
         self._heard_at = time.monotonic()
@@ -111,12 +113,12 @@ class _Allotment:
         """Report, and apply the answer; hold the pass when there has been none for too long."""
         began = time.monotonic()
         try:
-            answer = await asyncio.to_thread(self._dealing.exchange, self._report())
+            answer = await asyncio.to_thread(self._coordination.exchange, self._report())
         except Exception as error:  # noqa: BLE001 - whatever it was, there was no word: the fence must hold
             if time.monotonic() - self._heard_at > FENCE_S:
                 self._hold(f"no word from the fleet's coordinator: {error}")
             return
-        if time.monotonic() - began > FENCE_S:  # what it dealt out may have expired meanwhile
+        if time.monotonic() - began > FENCE_S:  # what it allocated may have expired meanwhile
             return
         self._heard_at = began
         self._apply(answer)
@@ -126,12 +128,12 @@ class _Allotment:
         report = {**self._report(), "left": True}
         for _ in range(LEAVE_TRIES):
             with contextlib.suppress(Exception):  # whatever it was, there was no word
-                await asyncio.to_thread(self._dealing.exchange, report)
+                await asyncio.to_thread(self._coordination.exchange, report)
                 return
 
     def _hold(self, reason: str) -> None:
         self._is_held = True
-        self._dealing.pause(_SOURCE, reason)
+        self._coordination.pause(_SOURCE, reason)
 
     def _report(self) -> dict[str, Any]:
         budget = self._budget
@@ -158,11 +160,11 @@ class _Allotment:
         }
 
     def _window(self, url: str) -> dict[str, Any]:
-        """Return what was dealt out for an address, what is in flight, and whether it could use more."""
+        """Return what was allocated for an address, what is in flight, and whether it could use more."""
         window = self._endpoints.queue_of(url).limiter.window
         is_full = window.in_flight >= int(window.ceiling)
         return {
-            "dealt": self._windows[url],
+            "allocated": self._windows[url],
             "in_flight": window.in_flight,
             "size": int(window.size),
             "wants_more": is_full and int(window.ceiling) < self._most[url],
@@ -183,7 +185,7 @@ class _Allotment:
             self._hold("waits until other ranks have given a part of the limits back")
         elif self._is_held:
             self._is_held = False
-            self._dealing.resume(_SOURCE)
+            self._coordination.resume(_SOURCE)
         self._endpoints.recheck()
         self._endpoints.on_room()
 

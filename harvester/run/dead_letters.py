@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 from harvester.api.error_fields import MODERATION_CODES
 from harvester.api.request_key import request_key
-from harvester.api.scoring.ways import endpoint_in_key
+from harvester.api.scoring.request_forms import endpoint_in_key
 from harvester.api.types import Request
 from harvester.config.config import HarvestConfig
 from harvester.errors import (

@@ -22,7 +22,7 @@ from harvester.config.transport import Transport
 from harvester.errors import Ending, HarvesterError, NotSent, Parked, PromptError
 from harvester.observe.counters import Counters, PassLimits, PassResult, Snapshot, snapshot
 from harvester.run.accept import Acceptance, AcceptSetup
-from harvester.run.allotment import Dealing, allotted
+from harvester.run.allotment import Coordination, allotted
 from harvester.run.background.canary_store import CanaryStore
 from harvester.run.background.canary_task import CanaryTask
 from harvester.run.background.replica_watch import ReplicaWatch
@@ -78,7 +78,7 @@ class PassSetup:
     `complain` notes an error that does not end the pass. `batch_clock` governs polls and the age of
     batches; None is `clock`. `config_path` is the path of harvest.toml, which other harvests show. `hold`
     is what the sealing beside the pass respects. `canaries` keeps what checks of several addresses are
-    answered; None for no such checks. `root` is the folder of harvest.toml. `dealing` is how limits and
+    answered; None for no such checks. `root` is the folder of harvest.toml. `coordination` is how limits and
     budget are asked of a coordinator; None where they are the pass's own. `idle_since` is since when nothing
     was sent, in seconds of `clock`; None: since now.
     """
@@ -100,7 +100,7 @@ class PassSetup:
     hold: SealHold = field(default_factory=SealHold)
     canaries: CanaryStore | None = None
     root: Path = Path()
-    dealing: Dealing | None = None
+    coordination: Coordination | None = None
     idle_since: float | None = None
 
 
@@ -135,9 +135,9 @@ async def harvest(
             others = None if shared is None else shared.gauges
             endpoints = parts.teacher.endpoints
             replicas = endpoints.gauges if parts.replicas is None else parts.replicas.gauges
-            is_dealt = setup.dealing is not None
+            is_allocated = setup.coordination is not None
             on_settings(
-                RuntimeSettings(endpoints, limit, replicas, cancel_batches, others, is_dealt=is_dealt)
+                RuntimeSettings(endpoints, limit, replicas, cancel_batches, others, is_allocated=is_allocated)
             )
             return await _Pass(setup, parts, batches, on_progress).run(feed, canary)
 
@@ -238,7 +238,7 @@ def _replica_watch(setup: PassSetup, endpoints: Endpoints, unproven: Unproven) -
 @contextlib.asynccontextmanager
 async def _shared_limits(setup: PassSetup, parts: PassParts) -> AsyncIterator[SharedLimits | None]:
     """Share the limits with other harvests during the block; None where that is switched off."""
-    if not setup.config.run.share_limits and setup.dealing is None:
+    if not setup.config.run.share_limits and setup.coordination is None:
         yield None
         return
     endpoints = parts.teacher.endpoints
@@ -249,8 +249,8 @@ async def _shared_limits(setup: PassSetup, parts: PassParts) -> AsyncIterator[Sh
         changed=endpoints.recheck,
         complain=setup.complain,
     )
-    if setup.dealing is not None:
-        async with allotted(setup.dealing, endpoints, shared):
+    if setup.coordination is not None:
+        async with allotted(setup.coordination, endpoints, shared):
             yield shared
         return
     await shared.join()

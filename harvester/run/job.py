@@ -32,7 +32,7 @@ from harvester.prompts import bad_lines, completed_files, file_versions
 from harvester.prompts.feed import PromptFeed
 from harvester.run import endings
 from harvester.run.accept import AcceptSetup, prepare_accept
-from harvester.run.allotment import Dealing, Exchange
+from harvester.run.allotment import Coordination, Exchange
 from harvester.run.background import schedule_watch, terms_watch
 from harvester.run.background.canary_store import CanaryStore
 from harvester.run.background.canary_task import CanaryContext, CanaryTask
@@ -415,7 +415,7 @@ async def _harvest(parts: RunParts) -> PassResult:
         hold=parts.sealing.hold,
         canaries=parts.canaries,
         root=prepared.root,
-        dealing=None if exchange is None else Dealing(exchange, control.pause, control.resume),
+        coordination=None if exchange is None else Coordination(exchange, control.pause, control.resume),
         idle_since=prepared.prepared_at if is_own_pace else None,
     )
 

@@ -114,7 +114,7 @@ class Prepared:
         return [
             f"teacher {teacher.model} at {teacher.base_url}",
             *(
-                [f"shard   {sharding.note(self.config, is_dealt=self.flags.is_dealt)}"]
+                [f"shard   {sharding.note(self.config, is_allocated=self.flags.is_allocated)}"]
                 if self.config.run.shard
                 else []
             ),
@@ -265,7 +265,7 @@ def _check_prompts(config: HarvestConfig, root: Path, rules: RowRules, flags: Ov
     if known is not None:
         return _PromptTotals(known.rows, known.input_tokens, digest=digest)
     # All ranks of a fleet check their prompts before one of them sends.
-    part = Shard.parse(config.run.shard) if flags.is_dealt and config.run.shard else None
+    part = Shard.parse(config.run.shard) if flags.is_allocated and config.run.shard else None
     totals = _read_prompts(config, root, rules, DuplicateIds(part), watch=flags.watch)
     return replace(totals, digest=digest)
 

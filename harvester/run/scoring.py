@@ -13,7 +13,7 @@ from pathlib import Path
 import orjson
 
 from harvester.api.request_builder import ScoreRequestBuilder
-from harvester.api.scoring.ways import Way, offered_by_prompt, probe_line
+from harvester.api.scoring.request_forms import Way, offered_by_prompt, probe_line
 from harvester.api.types import Outcome, Prompt, Request
 from harvester.config.config import HarvestConfig
 from harvester.errors import Ending, StoreError, TeacherRefused

@@ -50,7 +50,7 @@ def with_shard(config: HarvestConfig, flags: Overrides) -> tuple[HarvestConfig, 
     }
     if config.accept is not None:
         changes["accept"] = _accept(config.accept, shard)
-    if flags.is_dealt:  # limits and budget are those of the whole harvest, and not shared otherwise
+    if flags.is_allocated:  # limits and budget are those of the whole harvest, and not shared otherwise
         changes["run"] = changes["run"].model_copy(update={"share_limits": False})
         return config.model_copy(update=changes), replace(flags, shard=str(shard))
     budget: dict[str, Any] = {name: _ceiling(getattr(config.budget, name), shard) for name in _SPANS}
@@ -112,7 +112,7 @@ def _require_parts(config: HarvestConfig, flags: Overrides, shard: Shard) -> Non
     limit = {} if sampling.max_tokens is None else {"max_tokens": sampling.max_tokens}
     # What the answer to one request may take, where the file says so. A scored text has no answer.
     answer = 0 if config.score is not None else positive_max_tokens_of({**limit, **sampling.extra})
-    for place, tokens in () if flags.is_dealt else _token_ceilings(config, flags):
+    for place, tokens in () if flags.is_allocated else _token_ceilings(config, flags):
         part = tokens // shard.of
         if shard.of > 1 and part < max(1, answer):
             needed = f"one answer may take {answer:,} ([sampling] max_tokens)" if answer else "it is below 1"
@@ -164,11 +164,11 @@ def _ceiling(ceiling: CeilingSection, shard: Shard) -> CeilingSection:
     )
 
 
-def note(config: HarvestConfig, *, is_dealt: bool = False) -> str:
+def note(config: HarvestConfig, *, is_allocated: bool = False) -> str:
     """Say what part of the harvest a shard makes."""
     shard = Shard.parse(config.run.shard or "1/1")
-    if is_dealt:
-        return f"{shard}: limits and budget are dealt out to it by what it can use"
+    if is_allocated:
+        return f"{shard}: limits and budget are allocated to it by what it can use"
     limits = config.teacher.limits
     return (
         f"{shard}: 1/{shard.of} of the rate limits, of the budget and of the requests in flight "

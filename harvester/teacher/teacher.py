@@ -12,11 +12,11 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-from harvester.api import heavy
+from harvester.api import parse_in_child
 from harvester.api.replies.choices import ChoiceAnswer, Choices
 from harvester.api.replies.completion import flag_unasked_tool_call
 from harvester.api.request_builder import cost_microusd
-from harvester.api.scoring.ways import way_of
+from harvester.api.scoring.request_forms import way_of
 from harvester.api.types import (
     CHAT_PATH,
     UNUSABLE,
@@ -356,10 +356,10 @@ class Teacher:
         response_format = request.body.get("response_format")
         try:
             if request.path != CHAT_PATH or way_of(request.body) is not None:
-                return await heavy.parse_score(raw.body, request.body, request.input_tokens), None
+                return await parse_in_child.parse_score(raw.body, request.body, request.input_tokens), None
             if request.rows:
                 return await self._parsed_choices(raw, request)
-            parsed = await heavy.parse(raw.body, request.input_tokens, response_format)
+            parsed = await parse_in_child.parse(raw.body, request.input_tokens, response_format)
         except BaseException:
             raw.release()
             raise
@@ -368,7 +368,9 @@ class Teacher:
     async def _parsed_choices(self, raw: RawAnswer, request: Request) -> tuple[Completion, Choices]:
         """Parse the answer to a request for several."""
         response_format = request.body.get("response_format")
-        choices = await heavy.split(raw.body, len(request.rows), request.input_tokens, response_format)
+        choices = await parse_in_child.split(
+            raw.body, len(request.rows), request.input_tokens, response_format
+        )
         answers = []
         for answer in choices.answers:
             if answer is not None:

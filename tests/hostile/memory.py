@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from harvester.api import heavy
+from harvester.api import parse_in_child
 from harvester.api.client import Client
 from harvester.api.request_builder import requests
 from harvester.api.types import Prompt, Request
@@ -26,7 +26,7 @@ async def ask(base_url: str, count: int) -> int:
     async def read(client: Client, request: Request) -> int:
         raw = await client.send(request, base_url)
         try:
-            await heavy.parse(raw.body, 5, None)
+            await parse_in_child.parse(raw.body, 5, None)
         finally:
             raw.release()
         return 1

@@ -17,7 +17,7 @@ import httpx
 import pytest
 from httpx_aiohttp import AiohttpTransport
 
-from harvester.api import heavy
+from harvester.api import parse_in_child
 from tests.hostile.runs import harvest
 from tests.hostile.server import hostile_teacher, http
 from tests.tiers import rest_is_slow
@@ -75,7 +75,7 @@ class Thrower:
 @pytest.fixture
 def thrower(monkeypatch: pytest.MonkeyPatch) -> Thrower:
     thrower = Thrower({name_of(kind): kind for kind in exception_classes()})
-    send, redact, parse = AiohttpTransport.handle_async_request, heavy.redact, heavy.parse
+    send, redact, parse = AiohttpTransport.handle_async_request, parse_in_child.redact, parse_in_child.parse
 
     async def handle(self: Any, request: httpx.Request) -> httpx.Response:
         text = request.content.decode() if request.method == "POST" else "models:ValueError:1!"
@@ -105,8 +105,8 @@ def thrower(monkeypatch: pytest.MonkeyPatch) -> Thrower:
         return await parse(raw, *args)
 
     monkeypatch.setattr(AiohttpTransport, "handle_async_request", handle)
-    monkeypatch.setattr(heavy, "redact", redacting)
-    monkeypatch.setattr(heavy, "parse", parsing)
+    monkeypatch.setattr(parse_in_child, "redact", redacting)
+    monkeypatch.setattr(parse_in_child, "parse", parsing)
     return thrower
 
 

@@ -13,14 +13,14 @@ import pytest
 from harvester.errors import HarvesterError
 from tests.trainer import tiny
 from trainer.errors import StudentError
-from trainer.model import harmless, weights
+from trainer.model import try_in_child, weights
 from trainer.model.model import load_tokenizer
 from trainer.training import checkpoint
 
 
 @pytest.fixture(autouse=True)
 def _little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(harmless, "TIMEOUT_S", 3.0)
+    monkeypatch.setattr(try_in_child, "TIMEOUT_S", 3.0)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def test_a_bomb_in_one_of_several_templates_is_refused(folder: Path) -> None:
 def test_a_tokenizer_that_grows_its_text_is_refused(
     step: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(harmless, "TIMEOUT_S", 1.5)
+    monkeypatch.setattr(try_in_child, "TIMEOUT_S", 1.5)
     steps = [step] * (1 if step["type"] == "Prepend" else 34)
     if step["type"] == "Replace":
         steps = [{"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}] * 34
@@ -128,13 +128,13 @@ def test_sizes_that_are_left_out_are_no_error(folder: Path) -> None:
 def test_a_pattern_of_modules_that_never_ends_is_refused(
     pattern: str, is_refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(harmless, "TIMEOUT_S", 1.5 if is_refused else 20.0)
+    monkeypatch.setattr(try_in_child, "TIMEOUT_S", 1.5 if is_refused else 20.0)
     change(tmp_path / "adapter_config.json", target_modules=pattern)
     if is_refused:
         with pytest.raises(StudentError):
-            harmless.require_harmless_targets(tmp_path)
+            try_in_child.require_harmless_targets(tmp_path)
     else:
-        harmless.require_harmless_targets(tmp_path)
+        try_in_child.require_harmless_targets(tmp_path)
 
 
 @pytest.mark.parametrize(

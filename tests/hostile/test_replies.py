@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from harvester.api import body_memory, heavy, response_format
+from harvester.api import body_memory, parse_in_child, response_format
 from harvester.api.content_encoding import Decoder, EncodingError
 from harvester.api.redaction import Redactor
 from harvester.api.replies import completion
@@ -146,12 +146,12 @@ OUTCOMES = {"ok", "unknown", "empty", "tool_call", "BrokenAnswer", "ConnectionBr
 @pytest.mark.parametrize("kind", HEAVY)
 def test_a_heavy_reply_is_read_while_the_loop_goes_on(kind: str) -> None:
     raw = HEAVY[kind]()
-    assert heavy.is_heavy(raw)
+    assert parse_in_child.is_heavy(raw)
 
     async def read() -> str:
         try:
-            redacted = await heavy.redact(Redactor("sk-0123456789abcdef"), raw)
-            parsed = await heavy.parse(redacted, 5, None)
+            redacted = await parse_in_child.redact(Redactor("sk-0123456789abcdef"), raw)
+            parsed = await parse_in_child.parse(redacted, 5, None)
         except Exception as error:
             return type(error).__name__
         return str(parsed.outcome)
@@ -165,9 +165,9 @@ def test_most_replies_are_not_heavy() -> None:
     answer = json.dumps(
         {"choices": [{"message": {"content": "word " * 8_000}, "finish_reason": "stop"}]}
     ).encode()
-    assert not heavy.is_heavy(answer)
-    assert not heavy.is_heavy(events(*[delta({"content": "word "})] * 4_000))
-    assert not heavy.is_heavy(logprobs_of(500))
+    assert not parse_in_child.is_heavy(answer)
+    assert not parse_in_child.is_heavy(events(*[delta({"content": "word "})] * 4_000))
+    assert not parse_in_child.is_heavy(logprobs_of(500))
 
 
 def test_more_elements_than_an_answer_can_have_are_kept_unread() -> None:
@@ -202,15 +202,15 @@ def test_a_schema_that_takes_for_ever_matches_nothing_while_the_loop_goes_on(
     monkeypatch.setattr(response_format, "TIMEOUT_S", 0.5)
     schema, text = SCHEMAS[kind]
     asked = {"type": "json_schema", "json_schema": {"schema": schema}}
-    parsed, ticks = asyncio.run(counting_ticks(heavy.parse(good_body(text), 5, asked)))
+    parsed, ticks = asyncio.run(counting_ticks(parse_in_child.parse(good_body(text), 5, asked)))
     assert parsed.outcome is Outcome.INVALID
     assert ticks > 3
 
 
 def test_a_reply_that_can_not_be_searched_for_the_key_is_not_stored(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(heavy, "TIMEOUT_S", 0.001)
+    monkeypatch.setattr(parse_in_child, "TIMEOUT_S", 0.001)
     with pytest.raises(BrokenAnswer):
-        asyncio.run(heavy.redact(Redactor("sk-0123456789abcdef"), b"\\" * (3 << 20)))
+        asyncio.run(parse_in_child.redact(Redactor("sk-0123456789abcdef"), b"\\" * (3 << 20)))
 
 
 def test_long_header_values_are_no_numbers() -> None:

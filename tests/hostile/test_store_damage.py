@@ -17,7 +17,7 @@ from harvester.api.types import Request
 from harvester.cli.store import verify_lines
 from harvester.errors import HarvesterError, StoreCorrupt, StoreError
 from harvester.export.curate import CurateConfig, curate
-from harvester.observe.report.census import census_of_store
+from harvester.observe.report.answer_statistics import census_of_store
 from harvester.observe.report.samples import search
 from harvester.observe.status import current_status
 from harvester.store.journal.batches import BatchRow, BatchState, StoredBatch, enter_batch

@@ -76,9 +76,9 @@ def evaluate(
     lines += preferences.lines(card[preferences.KEY]) if loaded.evaluate.judge else ()
     lines += lm_harness.lines(card[lm_harness.KEY]) if harness else ()
     if gguf is not None:
-        from trainer.evaluation import limited_devices
+        from trainer.evaluation import gguf_scores
 
-        lines += limited_devices.lines(card[limited_devices.KEY])
+        lines += gguf_scores.lines(card[gguf_scores.KEY])
     for line in lines:
         print_message(line)
     path = str(loaded.out_path / "scorecard.json")

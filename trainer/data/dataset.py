@@ -17,7 +17,7 @@ import numpy.typing as npt
 from harvester.api.types import OF_TEXTS, Outcome
 from harvester.export.cards.curation import decontaminated_share
 from harvester.export.score import candidate_of
-from harvester.quality.similarity.split import is_drawn, named_split, prompt_key
+from harvester.quality.held_out import is_drawn, named_split, prompt_key
 from harvester.quality.verifiers.verifiers import Candidate, Verifiers
 from harvester.store.mixing import COLUMNS as MIXING_COLUMNS
 from harvester.store.mixing import Mixing

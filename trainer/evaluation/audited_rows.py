@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from harvester.quality.similarity.split import prompt_key
+from harvester.quality.held_out import prompt_key
 from harvester.store.shards.schema import Sample
 from trainer.config import TrainConfig
 from trainer.data import data_checks, dataset, published_template

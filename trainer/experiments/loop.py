@@ -14,7 +14,7 @@ import numpy as np
 
 from harvester.api.types import OF_TEXTS
 from harvester.export.score import candidate_of
-from harvester.quality.similarity.split import prompt_key
+from harvester.quality.held_out import prompt_key
 from harvester.quality.verifiers.verifiers import AnswerVerdict, Verifiers
 from harvester.store.reader import Corpus
 from trainer.data import dataset

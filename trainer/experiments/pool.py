@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from harvester.quality.similarity.split import prompt_key
+from harvester.quality.held_out import prompt_key
 from harvester.quality.verifiers.verifiers import AnswerVerdict, Candidate, Verifiers
 from harvester.store.shards.schema import Sample
 from trainer.config import DataSection

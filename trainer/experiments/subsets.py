@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harvester.api.types import OF_TEXTS
-from harvester.quality.similarity.split import prompt_key
+from harvester.quality.held_out import prompt_key
 from harvester.store.reader import Corpus
 from trainer.config import TrainConfig
 from trainer.data import dataset

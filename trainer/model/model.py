@@ -20,9 +20,9 @@ from trainer.model import adapter, four_bit, full_student, loading, self_test
 from trainer.model.forward import hopper_attention
 from trainer.model.forward.rows import RowLayout
 from trainer.model.forward.varlen_attention import MIN_CAPABILITY
-from trainer.model.harmless import require_harmless, require_harmless_targets
 from trainer.model.loading import first_line
 from trainer.model.self_test import StudentForward
+from trainer.model.try_in_child import require_harmless, require_harmless_targets
 from trainer.model.weights import check_adapter, check_base, read_chat_template
 
 logging.disable_progress_bar()  # the trainer shows its own

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from harvester.api.scoring.ways import listed_of
+from harvester.api.scoring.request_forms import listed_of
 from harvester.api.types import Outcome
 from harvester.store.reader import Corpus
 from trainer.data.chat_template import Renderer

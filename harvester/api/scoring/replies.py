@@ -15,8 +15,8 @@ from typing import Any
 from harvester.api.error_body import error_inside
 from harvester.api.replies import completion
 from harvester.api.replies.usage import read_usage, usage_members
+from harvester.api.scoring.request_forms import GENERATED_TOKENS, Way, listed_of, scored_text_of, way_of
 from harvester.api.scoring.spelling import Span, find_end, spell
-from harvester.api.scoring.ways import GENERATED_TOKENS, Way, listed_of, scored_text_of, way_of
 from harvester.api.shapes.envelopes import choices_of
 from harvester.api.types import USAGE_ESTIMATED, Alternative, Completion, Outcome, TokenLogprob, Usage
 from harvester.errors import TeacherError

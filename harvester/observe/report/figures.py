@@ -11,7 +11,7 @@ from itertools import groupby, pairwise
 from typing import Any
 
 from harvester.observe.report import charts
-from harvester.observe.report.census import Census
+from harvester.observe.report.answer_statistics import Census
 from harvester.observe.report.charts import Series
 
 Point = Mapping[str, Any]

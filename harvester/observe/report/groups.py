@@ -89,7 +89,7 @@ class Groups:
         """Return the groups of a kind, those with the most answers first."""
         return sorted(self.by_kind[kind].items(), key=lambda entry: (-entry[1].answers, entry[0]))
 
-    def tells_apart(self, kind: str) -> bool:
+    def has_several_groups(self, kind: str) -> bool:
         """Whether a kind divides the answers at all."""
         return bool(set(self.by_kind[kind]) - {NONE}) and len(self.by_kind[kind]) > 1
 

@@ -19,7 +19,7 @@ from harvester.observe.canary import read_rounds
 from harvester.observe.counters import unusable
 from harvester.observe.report import charts, figures, groups, html
 from harvester.observe.report import scorecard as judged
-from harvester.observe.report.census import Census, ShardCensuses, census_of_store
+from harvester.observe.report.answer_statistics import Census, ShardCensuses, census_of_store
 from harvester.observe.report.samples import samples_view
 from harvester.observe.status import current_status, read_status, replica_texts, rows_done
 from harvester.observe.timeline import read_timeline
@@ -186,7 +186,7 @@ def _groups(census: Census) -> list[dict[str, Any]]:
             "further": f"{len(largest[GROUPS_SHOWN:]):,}",
         }
         for kind in groups.KINDS
-        if census.by_group.tells_apart(kind)
+        if census.by_group.has_several_groups(kind)
         for largest in [census.by_group.largest(kind)]
     ]
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from harvester.observe.report import charts
-from harvester.observe.report.census import TEXTS, Census
+from harvester.observe.report.answer_statistics import TEXTS, Census
 from harvester.store.journal.records import ShardEntry
 from harvester.store.reader import Corpus
 from harvester.store.shards.proved import open_entry

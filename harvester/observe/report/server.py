@@ -31,7 +31,7 @@ from harvester.errors import ConfigError, StoreError
 from harvester.observe.canary import read_rounds
 from harvester.observe.report import html as page
 from harvester.observe.report import prometheus, report
-from harvester.observe.report.census import ShardCensuses
+from harvester.observe.report.answer_statistics import ShardCensuses
 from harvester.observe.report.samples import sample_view, samples_view, search
 from harvester.observe.timeline import read_timeline
 

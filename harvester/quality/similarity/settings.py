@@ -9,10 +9,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from harvester.errors import ConfigError
+from harvester.quality.held_out import DEFAULT_EVAL_SHARE, is_drawn, named_split, prompt_key
 from harvester.quality.similarity import eval_sets
 from harvester.quality.similarity.duplicates import DEFAULT_THRESHOLD, LEAST_THRESHOLD
 from harvester.quality.similarity.leaks import DEFAULT_OVERLAP, LeakIndex, leak_label
-from harvester.quality.similarity.split import DEFAULT_EVAL_SHARE, is_drawn, named_split, prompt_key
 from harvester.system.files import sha256_of
 from harvester.system.toml_file import validate
 

@@ -10,8 +10,8 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from harvester.api import heavy
-from harvester.api.batches import ResultLine, Ticket, read_line
+from harvester.api import parse_in_child
+from harvester.api.batches import ProviderBatch, ResultLine, read_line
 from harvester.api.replies.completion import flag_unasked_tool_call
 from harvester.api.request_builder import cost_microusd
 from harvester.api.types import USAGE_CORRECTED, USAGE_ESTIMATED, RawAnswer
@@ -53,7 +53,7 @@ class _Course:
     """What one reading of the results has met so far."""
 
     batch: StoredBatch
-    ticket: Ticket
+    ticket: ProviderBatch
     seen: dict[bytes, int] = field(default_factory=dict)
     has_answers: bool = False
 
@@ -80,7 +80,7 @@ class Collector:
         self._on_reopened = on_reopened
         self._on_left = on_left
 
-    async def collect(self, batch: StoredBatch, ticket: Ticket) -> None:
+    async def collect(self, batch: StoredBatch, ticket: ProviderBatch) -> None:
         """Take in all results of a finished batch, and end it.
 
         Raises:
@@ -105,7 +105,7 @@ class Collector:
             self._open_again(course, row, self._unanswered(ticket))
         await self._end(batch, ticket.status, message)
 
-    def _end_if_failed(self, ticket: Ticket) -> None:
+    def _end_if_failed(self, ticket: ProviderBatch) -> None:
         """End the pass when the provider fails a whole batch, and its rows may not be asked online."""
         if ticket.status == "failed" and ticket.failure != TOO_MUCH_QUEUED and not self._may_ask_online:
             self._context.ending.fail(
@@ -124,7 +124,7 @@ class Collector:
         name = batch.batch_id or batch.name
         self._context.complain(HarvesterError(message, place=f"batch {name}"))
         error = ResultsDeleted(message, status=cause.status, maybe_billed=True, place=batch.endpoint)
-        course = _Course(batch, Ticket(batch.batch_id, batch.status, None, None, 0, 0, 0))
+        course = _Course(batch, ProviderBatch(batch.batch_id, batch.status, None, None, 0, 0, 0))
         for row in rows:
             self._open_again(course, row, error)
         await self._end(batch, batch.status, why)
@@ -146,7 +146,7 @@ class Collector:
 
         return await self._context.writer.call(read)
 
-    def _unanswered(self, ticket: Ticket) -> TeacherError:
+    def _unanswered(self, ticket: ProviderBatch) -> TeacherError:
         """The error of a row that has no line in the result files."""
         place = self._context.endpoint
         if ticket.status == "completed":
@@ -225,8 +225,8 @@ class Collector:
         context, request = self._context, row.request
         if line.status != 200:
             raise line.failure(context.endpoint)
-        body = await heavy.redact(context.client.redactor, line.body)
-        parsed = await heavy.parse(body, request.input_tokens, request.body.get("response_format"))
+        body = await parse_in_child.redact(context.client.redactor, line.body)
+        parsed = await parse_in_child.parse(body, request.input_tokens, request.body.get("response_format"))
         parsed = flag_unasked_tool_call(parsed, request.body)
         now, usage = context.clock.wall(), parsed.usage
         context.worker.tally.usage_corrected += usage.source == USAGE_CORRECTED

@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
-from harvester.api.batches import Ticket, batch_line
+from harvester.api.batches import ProviderBatch, batch_line
 from harvester.errors import Parked, RateLimited, TeacherError, TeacherUnavailable
 from harvester.run.batch.context import BatchContext
 from harvester.store.journal.batches import (
@@ -59,7 +59,7 @@ async def write_down(context: BatchContext, rows: Sequence[BatchRow]) -> StoredB
 
 async def send(
     context: BatchContext, batch: StoredBatch, rows: Sequence[BatchRow]
-) -> tuple[StoredBatch, Ticket]:
+) -> tuple[StoredBatch, ProviderBatch]:
     """Upload a batch that was written down, and create it.
 
     Raises:
@@ -84,14 +84,14 @@ class Unconfirmed(Exception):
     """The batch may have been created: the provider's list will tell, later."""
 
 
-async def _created(context: BatchContext, batch: StoredBatch) -> Ticket:
+async def _created(context: BatchContext, batch: StoredBatch) -> ProviderBatch:
     """Create a batch; a refusal for now is tried again, a lost reply is looked up.
 
     Raises:
         NotCreated: as `send`. Unconfirmed: neither the call nor the list was answered.
     """
 
-    async def create() -> Ticket:
+    async def create() -> ProviderBatch:
         try:
             return await context.client.create(batch.file_id, batch.name)
         except TeacherError as error:
@@ -105,7 +105,7 @@ async def _created(context: BatchContext, batch: StoredBatch) -> Ticket:
     return await _until_done(context, create)
 
 
-async def note_created(context: BatchContext, batch: StoredBatch, ticket: Ticket) -> StoredBatch:
+async def note_created(context: BatchContext, batch: StoredBatch, ticket: ProviderBatch) -> StoredBatch:
     """Write down that the provider has the batch."""
     return await context.writer.call(
         lambda journal: change_batch(

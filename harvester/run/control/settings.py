@@ -100,7 +100,7 @@ class RuntimeSettings:
         replicas: returns the state of each endpoint, where there are several.
         cancel_batches: lets the pass cancel its batches when it ends; None where it has none.
         others: returns which other harvests share the limits; None where none can.
-        is_dealt: whether a coordinator deals out limits and budget, so that nobody else may change them.
+        is_allocated: whether a coordinator allocates limits and budget, so that nobody else may change them.
     """
 
     def __init__(
@@ -111,9 +111,9 @@ class RuntimeSettings:
         cancel_batches: Callable[[], None] | None = None,
         others: Callable[[], list[dict[str, Any]]] | None = None,
         *,
-        is_dealt: bool = False,
+        is_allocated: bool = False,
     ) -> None:
-        self._is_dealt = is_dealt
+        self._is_allocated = is_allocated
         self._others = others
         self._replicas = replicas
         self._endpoints = endpoints
@@ -140,9 +140,9 @@ class RuntimeSettings:
             ConfigError: unknown name or impossible value; nothing was changed.
         """
         value = parse_setting(name, text)
-        if self._is_dealt:
+        if self._is_allocated:
             raise ConfigError(
-                "limits and budget of this rank are dealt out by its fleet",
+                "limits and budget of this rank are allocated by its fleet",
                 remedy="stop the fleet, change harvest.toml, and start it again: it goes on where it was",
             )
         if isinstance(value, BudgetValue):

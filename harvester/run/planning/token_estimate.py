@@ -17,7 +17,7 @@ from pathlib import Path
 
 from harvester.api.replies.usage import BYTES_PER_TOKEN
 from harvester.api.request_builder import TOKENS_PER_MESSAGE, estimated_tokens_of
-from harvester.api.scoring.ways import way_of
+from harvester.api.scoring.request_forms import way_of
 from harvester.api.types import USAGE_REPORTED
 from harvester.config.config import HarvestConfig
 from harvester.errors import StoreError

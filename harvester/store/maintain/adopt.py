@@ -24,7 +24,7 @@ import orjson
 import pyarrow as pa
 
 from harvester.api.request_key import request_key
-from harvester.api.scoring.ways import endpoint_in_key
+from harvester.api.scoring.request_forms import endpoint_in_key
 from harvester.config.teacher_section import TEACHER_NAME
 from harvester.errors import ConfigError
 from harvester.store import paths, terms_check

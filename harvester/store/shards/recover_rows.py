@@ -31,7 +31,7 @@ import pyarrow.parquet as pq
 from harvester.api.max_tokens import max_tokens_of
 from harvester.api.replies import completion
 from harvester.api.request_key import request_key
-from harvester.api.scoring.ways import endpoint_in_key
+from harvester.api.scoring.request_forms import endpoint_in_key
 from harvester.api.types import USAGE_CORRECTED, USAGE_ESTIMATED, USAGE_REPORTED, Outcome, Prompt
 from harvester.errors import TeacherError
 from harvester.store import paths

@@ -12,10 +12,10 @@ from typing import Any
 
 import orjson
 
-from harvester.api import heavy
+from harvester.api import parse_in_child
 from harvester.api.replies import completion
 from harvester.api.replies.model_name import model_and_provider
-from harvester.api.scoring.ways import way_of
+from harvester.api.scoring.request_forms import way_of
 from harvester.api.types import Alternative, Completion, Outcome, TokenLogprob, Usage
 from harvester.errors import TeacherError
 from harvester.store.journal.records import as_json
@@ -159,9 +159,9 @@ def parse_answer(row: Mapping[str, Any], body: Mapping[str, Any], *, logprobs: b
         body: the request's body.
     """
     if way_of(body) is not None:
-        return heavy.parse_stored_score(row["raw"], body, row["input_tokens"], logprobs=logprobs)
+        return parse_in_child.parse_stored_score(row["raw"], body, row["input_tokens"], logprobs=logprobs)
     try:
-        parsed = heavy.parse_stored(
+        parsed = parse_in_child.parse_stored(
             row["raw"], row["input_tokens"], body.get("response_format"), logprobs=logprobs
         )
     except TeacherError:

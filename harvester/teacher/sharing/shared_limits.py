@@ -22,7 +22,7 @@ from harvester.errors import HarvesterError
 from harvester.system.clock import Clock
 from harvester.teacher.limiter.rate_limiter import Limiter
 from harvester.teacher.sharing.demand import Demand
-from harvester.teacher.sharing.limit_ledger import (
+from harvester.teacher.sharing.limit_leases import (
     EXPIRY_S,
     LedgerRow,
     LimitLedger,

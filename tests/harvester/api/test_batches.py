@@ -9,7 +9,7 @@ import re
 import orjson
 import pytest
 
-from harvester.api.batches import BatchClient, ResultLine, Ticket, batch_line, body_of, read_line
+from harvester.api.batches import BatchClient, ProviderBatch, ResultLine, batch_line, body_of, read_line
 from harvester.api.types import Prompt, Request
 from harvester.config.teacher_section import TeacherSection
 from harvester.errors import BrokenAnswer, PromptRejected, RateLimited, TeacherRefused, TeacherUnavailable
@@ -27,7 +27,7 @@ def content_of(requests: list[Request]) -> bytes:
 
 async def journey(
     teacher: TeacherSection, requests: list[Request]
-) -> tuple[Ticket, dict[str, Ticket], list[ResultLine]]:
+) -> tuple[ProviderBatch, dict[str, ProviderBatch], list[ResultLine]]:
     async with BatchClient(teacher, None) as client:
         file_id = await client.upload("batch-7", content_of(requests))
         created = await client.create(file_id, "batch-7")

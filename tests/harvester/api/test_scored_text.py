@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harvester.api.scoring.replies import parse_scored
-from harvester.api.scoring.spelling import find_end, spell
-from harvester.api.scoring.ways import (
+from harvester.api.scoring.request_forms import (
     PATHS,
     WAYS,
     body_of,
@@ -22,6 +21,7 @@ from harvester.api.scoring.ways import (
     url_of,
     way_of,
 )
+from harvester.api.scoring.spelling import find_end, spell
 from harvester.api.types import Outcome
 from harvester.errors import TeacherError
 from harvester.prompts.reader import to_prompt

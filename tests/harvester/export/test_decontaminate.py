@@ -9,8 +9,8 @@ from pathlib import Path
 from harvester.export import curate, export
 from harvester.export.cards.curation import curation_lines
 from harvester.mock_teacher.running import RunningMock
+from harvester.quality.held_out import is_drawn, prompt_key
 from harvester.quality.similarity.settings import DecontaminateSection
-from harvester.quality.similarity.split import is_drawn, prompt_key
 from harvester.store.reader import Corpus
 from tests.faults.bench import run_harvest
 from trainer.config import load as load_training

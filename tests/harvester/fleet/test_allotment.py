@@ -1,4 +1,4 @@
-"""A pass whose limits and budget are dealt out: real harvests against a mock teacher, with a dealer."""
+"""A pass whose limits and budget are allocated: real harvests against a mock teacher, with a allocator."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from harvester.config.overrides import Overrides
 from harvester.errors import Ending, HarvesterError
-from harvester.fleet.dealer import Dealer
+from harvester.fleet.allocator import Allocator
 from harvester.mock_teacher.running import RunningMock
 from harvester.run import job, prepare
 from harvester.run.endings import Summary
@@ -24,10 +24,10 @@ Mock = Callable[..., RunningMock]
 
 
 class Coordinator:
-    """The dealer of some ranks, in this process; messages pass through JSON as they do in a cluster."""
+    """The allocator of some ranks, in this process; messages pass through JSON as they do in a cluster."""
 
     def __init__(self, windows: dict[str, int], budgets: dict[str, Any], ranks: int) -> None:
-        self.dealer = Dealer(windows, budgets, ranks, time.monotonic())
+        self.allocator = Allocator(windows, budgets, ranks, time.monotonic())
         self.lock = threading.Lock()
         self.is_reachable = True
         self.answers: list[dict[str, Any]] = []
@@ -35,14 +35,16 @@ class Coordinator:
     def register(self, rank: int, spent: dict[str, Any] | None = None) -> Callable[[Any], Any]:
         ends: dict[str, float | None] = {"run": None}
         with self.lock:
-            number = self.dealer.register(rank, spent or {}, ends, is_same_store=True, now=time.monotonic())
+            number = self.allocator.register(
+                rank, spent or {}, ends, is_same_store=True, now=time.monotonic()
+            )
 
         def exchange(report: Any) -> Any:
             if not self.is_reachable:
                 raise HarvesterError("out of reach")
             with self.lock:
                 sent = json.loads(json.dumps({**report, "run_id": f"r{rank}"}))
-                answer = self.dealer.exchange(rank, number, sent, time.monotonic())
+                answer = self.allocator.exchange(rank, number, sent, time.monotonic())
                 assert answer is not None
                 self.answers.append(answer)
             return json.loads(json.dumps(answer))
@@ -53,7 +55,7 @@ class Coordinator:
 async def ranks_of(
     path: Path, coordinator: Coordinator, of: int, watch: Callable[[Any], None] = lambda _: None
 ) -> list[Summary]:
-    prepared = [prepare.prepare(path, Overrides(shard=f"{n + 1}/{of}", is_dealt=True)) for n in range(of)]
+    prepared = [prepare.prepare(path, Overrides(shard=f"{n + 1}/{of}", is_allocated=True)) for n in range(of)]
     exchanges = [coordinator.register(n) for n in range(of)]
     runs = (job.run(p, watch, exchange=e) for p, e in zip(prepared, exchanges, strict=True))
     return list(await asyncio.gather(*runs))

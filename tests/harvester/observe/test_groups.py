@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harvester.mock_teacher.running import RunningMock
-from harvester.observe.report.census import census_of_store
+from harvester.observe.report.answer_statistics import census_of_store
 from harvester.observe.report.groups import KINDS, MOST_GROUPS, NONE, OTHERS, Group, Groups, table_lines
 from harvester.observe.report.report import write_report
 from harvester.store.shards.schema import Sample, to_table

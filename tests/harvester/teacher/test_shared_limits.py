@@ -28,7 +28,7 @@ from harvester.system.clock import SystemClock
 from harvester.teacher.limiter.rate_limiter import Limiter
 from harvester.teacher.limiter.sends import Entry
 from harvester.teacher.sharing.fair_shares import Want, divide
-from harvester.teacher.sharing.limit_ledger import (
+from harvester.teacher.sharing.limit_leases import (
     EXPIRY_S,
     LedgerRow,
     LimitLedger,

@@ -21,7 +21,7 @@ from trainer import config as told
 from trainer.data import chat_template, dataset
 from trainer.data.chat_template import Renderer
 from trainer.errors import StudentError
-from trainer.model import harmless, model, weights
+from trainer.model import model, try_in_child, weights
 
 BOMB = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 
@@ -197,7 +197,7 @@ def test_22_control_tokens_in_teacher_text_are_learned_as_text(run_trainer, toml
 @pytest.mark.slow
 def test_31_a_template_that_never_ends_is_ended(run_trainer, toml, monkeypatch):  # noqa: F811
     monkeypatch.setattr(chat_template, "TEMPLATE_TIMEOUT_S", 0.2)
-    monkeypatch.setattr(harmless, "TIMEOUT_S", 2.0)
+    monkeypatch.setattr(try_in_child, "TIMEOUT_S", 2.0)
     (toml.parent / "base" / "chat_template.jinja").write_text(BOMB)
     code, _, err = run_trainer("train", toml)
     assert code == 2

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from harvester.quality.similarity.split import prompt_key
+from harvester.quality.held_out import prompt_key
 from tests.trainer import tiny
 from tests.trainer.data.test_token_store import mixed_rows, write_shards
 from trainer import config as settings

@@ -131,7 +131,7 @@ def test_a_store_gives_what_reading_in_memory_gives(tmp_path, monkeypatch, data)
     config = settings.load(path)
     expected = described(inputs_of(config), config)
     monkeypatch.setattr(dataset, "STORED_ROWS", 0)
-    monkeypatch.setattr("trainer.data.tokens.unit.PART_ROWS", 16)
+    monkeypatch.setattr("trainer.data.tokens.row_ranges.PART_ROWS", 16)
     progress: list[tuple[int, int, str]] = []
     assert described(inputs_of(config, progress), config) == expected
     assert progress[0] == (0, len(rows), "tokenising")
@@ -174,7 +174,7 @@ def test_soft_targets_of_a_store_are_those_made_in_memory(tmp_path, monkeypatch,
     assert expected["soft"]["path"] == ("bytes" if others else "ids")
     assert expected["soft"]["rows"] > 20
     monkeypatch.setattr(dataset, "STORED_ROWS", 0)
-    monkeypatch.setattr("trainer.data.tokens.unit.SIGNAL_PART_ROWS", 16)
+    monkeypatch.setattr("trainer.data.tokens.row_ranges.SIGNAL_PART_ROWS", 16)
     monkeypatch.setattr("trainer.data.tokens.builder._useful_processes", lambda _: processes)
     stored = described(inputs_of(config), config)
     assert len(list(config.cache.glob("*/selections/*/soft-*.bin"))) == processes
@@ -327,7 +327,7 @@ def test_only_new_shards_are_tokenised(tmp_path):
     ],
 )
 def test_a_killed_builder_is_gone_on_with(tmp_path, monkeypatch, place, whole_parts):
-    monkeypatch.setattr("trainer.data.tokens.unit.PART_ROWS", 16)
+    monkeypatch.setattr("trainer.data.tokens.row_ranges.PART_ROWS", 16)
     soft = "auto" if place == "tokens.soft_written" else "off"
     config = settings.load(tiny.train_toml(tmp_path, [], train={"soft_targets": soft}))
     write_shards(tmp_path / "store", teacher_logprobs.skill(40) if soft == "auto" else tiny.skill(40))

@@ -110,7 +110,7 @@ def test_an_audit_from_the_store_equals_one_in_memory(data, tmp_path, monkeypatc
     assert '"disagreement": 0.' in str(expected["audit.jsonl"])
     shutil.rmtree(config.out_path)
     monkeypatch.setattr(dataset, "STORED_ROWS", 0)
-    monkeypatch.setattr("trainer.data.tokens.unit.PART_ROWS", 16)
+    monkeypatch.setattr("trainer.data.tokens.row_ranges.PART_ROWS", 16)
     monkeypatch.setattr(dataset, "read", never_read)
     progress: list[tuple[int, int, str]] = []
     assert audit(config, 2, on_progress=lambda *step: progress.append(step)) == found

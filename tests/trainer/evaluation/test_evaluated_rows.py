@@ -60,7 +60,7 @@ def test_a_scorecard_from_the_store_equals_one_made_in_memory(learned, tmp_path,
     assert "similarity" in expected[evaluate.EXPLORER_FILE]
     assert json.loads(expected["scorecard.json"])["agreement"]["metrics"]["exact"]["repeat"]
     monkeypatch.setattr(dataset, "STORED_ROWS", 0)
-    monkeypatch.setattr("trainer.data.tokens.unit.PART_ROWS", 16)
+    monkeypatch.setattr("trainer.data.tokens.row_ranges.PART_ROWS", 16)
     read_inputs(config, rehearses=False)  # as a training does
     monkeypatch.setattr(dataset, "read", never_read)
     for name in expected:

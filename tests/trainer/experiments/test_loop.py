@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from harvester.mock_teacher.running import RunningMock, start_in_thread
 from harvester.mock_teacher.settings import EVERY_TASK, MockSettings
-from harvester.quality.similarity.split import prompt_key
+from harvester.quality.held_out import prompt_key
 from harvester.quality.verifiers.settings import VerifierSection
 from harvester.quality.verifiers.verifiers import Candidate, Verifiers
 from harvester.store.reader import Corpus

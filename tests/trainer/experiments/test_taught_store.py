@@ -55,7 +55,7 @@ def require_equal_hashes(config: settings.TrainConfig, monkeypatch: pytest.Monke
     read = dataset.read(config)
     expected = rows_sha256(read), held_out_sha256(headline_split(read.held_out))
     assert expected[1] == digest([asdict(held) for held in headline_split(read.held_out)])
-    monkeypatch.setattr("trainer.data.tokens.unit.PART_ROWS", 16)
+    monkeypatch.setattr("trainer.data.tokens.row_ranges.PART_ROWS", 16)
     monkeypatch.setattr(corpus_rows, "_PROMPTS_AT_ONCE", 2)
     monkeypatch.setattr(dataset, "read", never_read)
     work = config.root / "work"

@@ -19,10 +19,10 @@ from harvester.terms.lineage import FACT_COLUMNS
 from trainer.config import TrainConfig
 from trainer.data import dataset
 from trainer.data.chat_template import Renderer
-from trainer.data.tokens import address, part, soft_files, token_store, workers
+from trainer.data.tokens import part, soft_files, store_names, token_store, workers
 from trainer.data.tokens.disk_errors import disk_errors
+from trainer.data.tokens.row_ranges import Unit, UnitRenderer, units_of
 from trainer.data.tokens.token_store import FACTS, PARTS, SELECTIONS, CorpusTerms, TokenStore
-from trainer.data.tokens.unit import Unit, UnitRenderer, units_of
 from trainer.errors import StoreError
 from trainer.model import weights
 from trainer.provenance import terms_check
@@ -59,7 +59,7 @@ def prepare(
     """
     dataset.require_folder(config)
     corpus = Corpus.open(config.corpus)
-    home = config.cache / address.store_key(config, renderer, weights.vocabulary_size(config.base))
+    home = config.cache / store_names.store_key(config, renderer, weights.vocabulary_size(config.base))
     with disk_errors(config.cache):
         store = _opened(config, corpus, home)
         if store is None:
@@ -87,7 +87,7 @@ def _opened(config: TrainConfig, corpus: Corpus, home: Path) -> TokenStore | Non
         return None
     with corpus.view(()) as view:
         names = [unit.name for unit in units_of(corpus, view, has_signal=_has_signal(config))]
-    key = address.selection_key(config, names)
+    key = store_names.selection_key(config, names)
     store = _open_held(home, key)
     if store is not None:
         with contextlib.suppress(OSError):  # a cache that others own may be read only
@@ -123,7 +123,7 @@ def _make(
         units = list(units_of(corpus, view, has_signal=_has_signal(config)))
         _render_missing(config, rendering, home, units, view, on_progress, processes)
     names = [unit.name for unit in units]
-    key = address.selection_key(config, names)
+    key = store_names.selection_key(config, names)
     rows = sum(unit.rows for unit in units)
     on_progress(rows, rows, "choosing rows")
     write_soft = None

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from harvester.quality.similarity.split import prompt_key
+from harvester.quality.held_out import prompt_key
 from harvester.store.reader import Corpus
 from harvester.store.shards.schema import Sample
 from trainer.config import TrainConfig

@@ -15,7 +15,7 @@ import numpy as np
 
 from harvester.api.types import OF_TEXTS, Outcome
 from harvester.export.score import candidate_of
-from harvester.quality.similarity.split import prompt_key
+from harvester.quality.held_out import prompt_key
 from harvester.quality.verifiers.comparisons import normalise
 from harvester.quality.verifiers.verifiers import AnswerVerdict, Verifiers
 from harvester.store.mixing import COLUMNS as MIXING_COLUMNS

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harvester.api import heavy
+from harvester.api import parse_in_child
 from harvester.api.joining import idempotency_key, join, joined, may_join
 from harvester.api.replies import completion
 from harvester.api.replies.choices import Choices, split
@@ -188,11 +188,11 @@ def test_a_choice_that_was_not_read_without_loss_is_never_ok_and_stays_so() -> N
 def test_a_large_answer_is_split_in_a_child_process(monkeypatch: pytest.MonkeyPatch) -> None:
     raw = body(choice(0, "a" * 20_000), choice(1, "b", finish_reason="error"), choice(2, "c"), choice(3, "d"))
     expected = split(raw, 3, 5)
-    monkeypatch.setattr(heavy, "NEVER_BYTES", 10_000)
-    assert heavy.is_heavy(raw)
-    assert asyncio.run(heavy.split(raw, 3, 5, None)) == expected
+    monkeypatch.setattr(parse_in_child, "NEVER_BYTES", 10_000)
+    assert parse_in_child.is_heavy(raw)
+    assert asyncio.run(parse_in_child.split(raw, 3, 5, None)) == expected
     with pytest.raises(BrokenAnswer):
-        asyncio.run(heavy.split(body(choice(0, "a" * 20_000, finish_reason="error")), 2, 5, None))
+        asyncio.run(parse_in_child.split(body(choice(0, "a" * 20_000, finish_reason="error")), 2, 5, None))
 
 
 def requests_of(samples: int, **sampling: Any) -> list[Request]:

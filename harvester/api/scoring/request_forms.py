@@ -1,4 +1,6 @@
-"""Build the bodies of scoring requests. A server offers some of four ways, or none. Pure.
+"""Build request bodies that let a server score a given text. There are four forms of them. Pure.
+
+A server supports some of the forms, or none:
 
 `prompt_logprobs`: vLLM's field of `/v1/completions`; `echo`: the older form of the same route, which SGLang
 and vLLM serve; `generate`: SGLang's own route beside `/v1`; `chat`: vLLM's field of `/v1/chat/completions`,

@@ -77,7 +77,7 @@ async def parse(raw: bytes, input_tokens: int, response_format: Any) -> Completi
         return checked
     try:
         asked = orjson.dumps(response_format)
-        facts = await _in_child("harvester.api.heavy:facts_of", raw, input_tokens, asked, False)
+        facts = await _in_child("harvester.api.parse_in_child:facts_of", raw, input_tokens, asked, False)
     except (TimeoutError, MemoryError, ChildError):
         return _unread(raw, input_tokens)
     return _completion_of(facts, raw)
@@ -99,7 +99,7 @@ async def split(raw: bytes, asked: int, input_tokens: int, response_format: Any)
         return checked
     try:
         form = orjson.dumps(response_format)
-        facts = await _in_child("harvester.api.heavy:choice_facts", raw, asked, input_tokens, form)
+        facts = await _in_child("harvester.api.parse_in_child:choice_facts", raw, asked, input_tokens, form)
     except (TimeoutError, MemoryError, ChildError):
         unread = _unread(raw, input_tokens)
         return Choices((ChoiceAnswer(raw, unread),), unread.usage)
@@ -128,7 +128,7 @@ def parse_stored(
     for with_logprobs in (True, False) if logprobs and b"logprob" in raw else (False,):
         args = (raw, input_tokens, asked, with_logprobs)
         try:
-            facts = for_text.call("harvester.api.heavy:facts_of", *args, timeout_s=TIMEOUT_S)
+            facts = for_text.call("harvester.api.parse_in_child:facts_of", *args, timeout_s=TIMEOUT_S)
         except (TimeoutError, MemoryError, ChildError):
             continue
         return _completion_of(facts, raw)
@@ -145,7 +145,7 @@ async def parse_score(raw: bytes, body: Mapping[str, Any], input_tokens: int) ->
         return parse_scored(raw, body, input_tokens)
     try:
         facts = await _in_child(
-            "harvester.api.heavy:score_facts", raw, orjson.dumps(body), input_tokens, False
+            "harvester.api.parse_in_child:score_facts", raw, orjson.dumps(body), input_tokens, False
         )
     except (TimeoutError, MemoryError, ChildError):
         return unread(body, input_tokens)
@@ -161,7 +161,7 @@ def parse_stored_score(
         return parsed if logprobs else replace(parsed, logprobs=())
     args = (raw, orjson.dumps(body), input_tokens, logprobs)
     try:
-        facts = for_text.call("harvester.api.heavy:score_facts", *args, timeout_s=TIMEOUT_S)
+        facts = for_text.call("harvester.api.parse_in_child:score_facts", *args, timeout_s=TIMEOUT_S)
         return _completion_of(facts, raw)
     except (TimeoutError, MemoryError, ChildError, TeacherError):
         return unread(body, input_tokens)
@@ -186,7 +186,7 @@ async def redact(redactor: Redactor, body: bytes) -> bytes:
     if not is_heavy(body) or not redactor.is_active:
         return redactor.body(body)
     try:
-        redacted = await _in_child("harvester.api.heavy:redact_now", redactor.secret, body)
+        redacted = await _in_child("harvester.api.parse_in_child:redact_now", redactor.secret, body)
     except (TimeoutError, MemoryError, ChildError):
         raise BrokenAnswer(
             "the reply is too large to be searched for the key", status=200, maybe_billed=True
@@ -200,7 +200,9 @@ async def refusal(status: int, headers: Mapping[str, str], body: bytes, place: s
     if not is_heavy(body):
         return classify(status, headers, body, place=place)
     try:
-        facts = await _in_child("harvester.api.heavy:refusal_facts", status, dict(headers), body, place)
+        facts = await _in_child(
+            "harvester.api.parse_in_child:refusal_facts", status, dict(headers), body, place
+        )
     except (TimeoutError, MemoryError, ChildError):
         return classify(status, headers, b"", place=place)
     return _error_of(facts, body[:RAW_KEPT_BYTES], headers)

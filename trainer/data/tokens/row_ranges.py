@@ -15,7 +15,7 @@ from trainer.config import TrainConfig
 from trainer.data.chat_template import Renderer
 from trainer.data.dataset import LOGPROB_COLUMNS
 from trainer.data.teacher_tokens import TeacherSignal, read_signal
-from trainer.data.tokens import address, part
+from trainer.data.tokens import part, store_names
 from trainer.data.tokens.part_renderer import PartRenderer
 from trainer.model import model, weights
 
@@ -52,12 +52,12 @@ def units_of(corpus: Corpus, view: CorpusView, *, has_signal: bool) -> Iterator[
     """
     most_rows = min(PART_ROWS, SIGNAL_PART_ROWS) if has_signal else PART_ROWS
     if view.tail_sha256:
-        name = address.part_name(view.tail_sha256, view.asks_sha256)
+        name = store_names.part_name(view.tail_sha256, view.asks_sha256)
         yield Unit(name, view.unsealed_rows)
     for entry in view.manifest:
         digest = entry.sha256 or sha256_of(corpus.folder / entry.name)
         for groups, rows in corpus.parts(entry, most_rows):
-            name = address.part_name(digest, groups.start, groups.stop, view.asks_sha256)
+            name = store_names.part_name(digest, groups.start, groups.stop, view.asks_sha256)
             yield Unit(name, rows, entry, groups, view.asks_sha256)
 
 

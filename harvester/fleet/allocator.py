@@ -1,7 +1,7 @@
-"""Deal out limits and budget among the ranks of a fleet. Pure: the time is an argument, messages are values.
+"""Allocate limits and budget to the ranks of a fleet. Pure: the time is an argument, messages are values.
 
 Every rank reports twice a second (`run.allotment`) and gets its part. One rule holds for rates, requests in
-flight and money: what was dealt out counts as held until the rank itself reports less, so the parts are never
+flight and money: what was allocated counts as held until the rank itself reports less, so the parts are never
 more than the whole together, whichever message is lost. Rates and places of a rank that is silent for
 EXPIRY_S are free again: it has sent nothing for a while then. Its money is not: only its store can say what
 was spent, which its successor reads.
@@ -15,10 +15,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from harvester.config.budget_spans import BudgetSpan
-from harvester.fleet.parts import Account, Purse, divide_budget, divide_count, within
+from harvester.fleet.parts import Account, CeilingKey, divide_budget, divide_count, within
 from harvester.run.allotment import FENCE_S, Message, decoded_row, encoded_row
 from harvester.teacher.sharing.fair_shares import Want, divide
-from harvester.teacher.sharing.limit_ledger import HYSTERESIS, LEAST, LedgerRow
+from harvester.teacher.sharing.limit_leases import HYSTERESIS, LEAST, LedgerRow
 
 # A rank that is silent for this long has no part any more; it has sent nothing since FENCE_S.
 EXPIRY_S = FENCE_S + 4.0
@@ -55,8 +55,8 @@ class _Rank:
     is_over: bool = False
 
 
-class Dealer:
-    """Deals out the limits and the budget of one fleet.
+class Allocator:
+    """Allocates the limits and the budget of one fleet.
 
     Args:
         windows: most requests in flight, by base URL; at least one for each rank.
@@ -76,7 +76,7 @@ class Dealer:
         state: Message | None = None,
     ) -> None:
         self._windows = dict(windows)
-        self._whole: dict[Purse, int] = {
+        self._whole: dict[CeilingKey, int] = {
             (span, unit): limit
             for span, limits in budgets.items()
             for unit, limit in enumerate(limits)
@@ -84,7 +84,7 @@ class Dealer:
         }
         self._ranks = {rank: _Rank() for rank in range(ranks)}
         self._began = now
-        self._elsewhere: dict[Purse, int] = dict.fromkeys(self._whole, 0)
+        self._elsewhere: dict[CeilingKey, int] = dict.fromkeys(self._whole, 0)
         self._ends_at: dict[str, float] = {}
         self.exchanges = 0
         # The fleet before did not end by itself: the budget of a run goes on.
@@ -102,13 +102,13 @@ class Dealer:
         """
         return {
             "is_over": is_over,
-            "elsewhere": [[*purse, amount] for purse, amount in self._elsewhere.items()],
+            "elsewhere": [[*ceiling, amount] for ceiling, amount in self._elsewhere.items()],
             "ends_at": {span: at for span, at in self._ends_at.items() if math.isfinite(at)},
             "ranks": {
                 str(number): {
                     "run_id": rank.run_id,
-                    "granted": [[*purse, amount] for purse, amount in rank.account.granted.items()],
-                    "spent": [[*purse, amount] for purse, amount in rank.account.spent.items()],
+                    "granted": [[*ceiling, amount] for ceiling, amount in rank.account.granted.items()],
+                    "spent": [[*ceiling, amount] for ceiling, amount in rank.account.spent.items()],
                 }
                 for number, rank in self._ranks.items()
             },
@@ -119,12 +119,12 @@ class Dealer:
         if state["is_over"]:
             spans.discard(BudgetSpan.RUN.value)
         self._ends_at = {span: at for span, at in state["ends_at"].items() if span in spans}
-        self._elsewhere |= _purses(state["elsewhere"], spans)
+        self._elsewhere |= _ceilings(state["elsewhere"], spans)
         for number, saved in state["ranks"].items():
             rank = self._ranks[int(number)]
             rank.run_id = saved["run_id"]
-            rank.account.granted = _purses(saved["granted"], spans)
-            rank.account.spent = _purses(saved["spent"], spans)
+            rank.account.granted = _ceilings(saved["granted"], spans)
+            rank.account.spent = _ceilings(saved["spent"], spans)
 
     def expected_run(self, number: int) -> str:
         """Return the run that the store of this rank must hold, "" for none."""
@@ -153,15 +153,15 @@ class Dealer:
         is_first = self._continues and before.incarnation == 0
         self._start_new_spans(ends_at)
         rank.run_id = before.run_id
-        for purse in self._whole:
-            known = before.account.granted.get(purse, 0)
+        for ceiling in self._whole:
+            known = before.account.granted.get(ceiling, 0)
             if is_same_store:  # one that was fetched from a mirror holds no spending of before
-                known = before.account.spent.get(purse, 0)
-                if is_first and purse[0] == BudgetSpan.RUN.value:
-                    known = max(known, former[purse[1]])
-            here = spent.get(purse[0], (0, 0))[purse[1]]
-            rank.account.spent[purse] = rank.account.granted[purse] = here
-            self._elsewhere[purse] += max(0, known - here) if is_same_store else known
+                known = before.account.spent.get(ceiling, 0)
+                if is_first and ceiling[0] == BudgetSpan.RUN.value:
+                    known = max(known, former[ceiling[1]])
+            here = spent.get(ceiling[0], (0, 0))[ceiling[1]]
+            rank.account.spent[ceiling] = rank.account.granted[ceiling] = here
+            self._elsewhere[ceiling] += max(0, known - here) if is_same_store else known
         rank.account.is_active = True
         rank.incarnation = before.incarnation + 1
         self._ranks[number] = rank
@@ -176,11 +176,11 @@ class Dealer:
             is_new, self._ends_at[span] = span in self._ends_at, at
             if not is_new:
                 continue
-            for purse in [purse for purse in self._whole if purse[0] == span]:
-                self._elsewhere[purse] = 0
+            for ceiling in [ceiling for ceiling in self._whole if ceiling[0] == span]:
+                self._elsewhere[ceiling] = 0
                 for rank in self._ranks.values():
                     if not rank.account.is_active:
-                        rank.account.granted[purse] = rank.account.spent[purse] = 0
+                        rank.account.granted[ceiling] = rank.account.spent[ceiling] = 0
 
     # While the fleet runs
 
@@ -230,7 +230,7 @@ class Dealer:
             learned_at = row.learned_at + rank.offset
             rank.rows[url] = replace(row, at=now, share=held, learned_at=learned_at)
         for url, window in report["windows"].items():
-            held_places = 0 if was_silent else min(window["dealt"], rank.windows.get(url, 0))
+            held_places = 0 if was_silent else min(window["allocated"], rank.windows.get(url, 0))
             rank.windows[url] = max(held_places, window["in_flight"])
             most = self._windows[url]
             could_use = math.inf if window["wants_more"] else window["size"] * _HEADROOM / most
@@ -241,9 +241,9 @@ class Dealer:
         self._start_new_spans({span: values["ends_at"] for span, values in report["budgets"].items()})
         for span, values in report["budgets"].items():
             for unit in (0, 1):
-                if (purse := (span, unit)) in self._whole:
-                    account.spent[purse] = values["spent"][unit]
-                    account.granted[purse] = values["ceiling"][unit]
+                if (ceiling := (span, unit)) in self._whole:
+                    account.spent[ceiling] = values["spent"][unit]
+                    account.granted[ceiling] = values["ceiling"][unit]
 
     def _present(self, now: float) -> tuple[list[int], int]:
         """Return the ranks that take part, and how many more are about to."""
@@ -294,12 +294,12 @@ class Dealer:
         targets = divide_budget(self._whole, self._elsewhere, accounts)
         account = accounts[number]
         budgets: dict[str, list[int | None]] = {}
-        for purse, target in targets.granted[number].items():
-            free = self._whole[purse] - self._elsewhere[purse]
-            free -= sum(each.granted.get(purse, 0) for each in accounts.values())
-            granted = int(within(target, account.granted[purse], free))
-            account.granted[purse] = max(account.granted[purse], granted)
-            budgets.setdefault(purse[0], [None, None])[purse[1]] = granted
+        for ceiling, target in targets.granted[number].items():
+            free = self._whole[ceiling] - self._elsewhere[ceiling]
+            free -= sum(each.granted.get(ceiling, 0) for each in accounts.values())
+            granted = int(within(target, account.granted[ceiling], free))
+            account.granted[ceiling] = max(account.granted[ceiling], granted)
+            budgets.setdefault(ceiling[0], [None, None])[ceiling[1]] = granted
         return budgets, number in targets.final
 
     def budgets(self) -> dict[str, dict[str, float | None]]:
@@ -316,6 +316,6 @@ class Dealer:
         return spans
 
 
-def _purses(rows: Collection[Any], spans: Collection[str]) -> dict[Purse, int]:
-    """Return amounts by purse as `Dealer.state` wrote them, of these spans."""
+def _ceilings(rows: Collection[Any], spans: Collection[str]) -> dict[CeilingKey, int]:
+    """Return amounts by ceiling as `Allocator.state` wrote them, of these spans."""
     return {(span, unit): amount for span, unit, amount in rows if span in spans}

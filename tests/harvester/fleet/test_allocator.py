@@ -1,4 +1,4 @@
-"""The dealer: whatever gets lost, the parts are at most the whole, and they follow what each rank can use."""
+"""The allocator: whatever gets lost, the parts are at most the whole, and follow what each rank can use."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harvester.fleet.dealer import EXPIRY_S, Dealer
+from harvester.fleet.allocator import EXPIRY_S, Allocator
 from harvester.fleet.parts import Account, divide_budget, divide_count
 from harvester.run.allotment import FENCE_S
 from harvester.teacher.sharing.fair_shares import Want
@@ -66,7 +66,7 @@ class ModelRank:
             "learned_at": None,
         }
         window = {
-            "dealt": self.places,
+            "allocated": self.places,
             "in_flight": len(self.reserved),
             "size": len(self.reserved),
             "wants_more": len(self.reserved) >= self.places,
@@ -108,25 +108,25 @@ class ModelRank:
 class World:
     def __init__(self, ranks: int, now: float = 1000.0) -> None:
         self.now = now
-        self.dealer = Dealer({URL: PLACES}, {"run": (TOKENS, None)}, ranks, now)
+        self.allocator = Allocator({URL: PLACES}, {"run": (TOKENS, None)}, ranks, now)
         self.stores: list[Store] = []
         self.ranks = [self.begin(number, None) for number in range(ranks)]
 
     def begin(self, number: int, store: Store | None) -> ModelRank:
-        is_same = store is not None or self.dealer.expected_run(number) == ""
+        is_same = store is not None or self.allocator.expected_run(number) == ""
         if store is None:
             store = Store()
             self.stores.append(store)
         spent = {"run": (store.spent, 0)}
         ends: dict[str, float | None] = {"run": None}
-        incarnation = self.dealer.register(number, spent, ends, is_same_store=is_same, now=self.now)
+        incarnation = self.allocator.register(number, spent, ends, is_same_store=is_same, now=self.now)
         return ModelRank(number, store, incarnation, self.now)
 
     def exchange(self, rank: ModelRank, fate: str = "heard") -> None:
         if fate == "unsent":
             return
         report = rank.report(self.now)
-        answer = self.dealer.exchange(rank.number, rank.incarnation, report, self.now)
+        answer = self.allocator.exchange(rank.number, rank.incarnation, report, self.now)
         if fate == "heard" and answer is not None:
             rank.apply(answer, self.now)
 
@@ -135,7 +135,7 @@ class World:
         old = self.ranks[number]
         old.store.spent += sum(old.reserved)
         old.reserved.clear()
-        self.dealer.end(number, is_lost=True)
+        self.allocator.end(number, is_lost=True)
         self.ranks[number] = self.begin(number, old.store if keeps_store else None)
 
     def check(self) -> None:
@@ -264,7 +264,7 @@ def test_a_process_that_was_replaced_gets_nothing() -> None:
     world = World(2)
     old = world.ranks[0]
     world.lose(0, keeps_store=True)
-    assert world.dealer.exchange(0, old.incarnation, old.report(world.now), world.now) is None
+    assert world.allocator.exchange(0, old.incarnation, old.report(world.now), world.now) is None
 
 
 def _with_spending() -> World:
@@ -280,15 +280,17 @@ def _with_spending() -> World:
     return world
 
 
-def _left(dealer: Dealer) -> float | None:
-    return dealer.budgets()["run"]["tokens_left"]
+def _left(allocator: Allocator) -> float | None:
+    return allocator.budgets()["run"]["tokens_left"]
 
 
 def test_after_a_kill_the_budget_of_the_run_goes_on_and_after_an_end_it_begins_anew() -> None:
     world = _with_spending()
     spent = 2 * 10 * REQUEST
     for is_over, left in ((False, TOKENS - spent), (True, TOKENS)):
-        after = Dealer({URL: PLACES}, {"run": (TOKENS, None)}, 2, 0.0, world.dealer.state(is_over=is_over))
+        after = Allocator(
+            {URL: PLACES}, {"run": (TOKENS, None)}, 2, 0.0, world.allocator.state(is_over=is_over)
+        )
         # The first rank had ended before the kill, so its store begins a new run; the other one goes on.
         here = 0 if is_over else 10 * REQUEST
         after.register(0, {"run": (0, 0)}, {"run": None}, is_same_store=True, now=0.0)
@@ -300,7 +302,7 @@ def test_what_a_run_spent_after_the_state_was_written_counts_once() -> None:
     """A fleet that lost its coordinator drains: its stores know more than the state, and their runs ended."""
     world = _with_spending()
     known, spent = 10 * REQUEST, 13 * REQUEST
-    after = Dealer({URL: PLACES}, {"run": (TOKENS, None)}, 2, 0.0, world.dealer.state(is_over=False))
+    after = Allocator({URL: PLACES}, {"run": (TOKENS, None)}, 2, 0.0, world.allocator.state(is_over=False))
     drained = {
         "spent": {"run": (0, 0)},
         "ends_at": {"run": None},
@@ -315,7 +317,7 @@ def test_what_a_run_spent_after_the_state_was_written_counts_once() -> None:
     killed = drained | {"spent": {"run": (spent, 0)}}
     after.register(1, **killed, now=1.0)
     assert _left(after) == TOKENS - 2 * spent
-    anew = Dealer({URL: PLACES}, {"run": (TOKENS, None)}, 2, 0.0, world.dealer.state(is_over=True))
+    anew = Allocator({URL: PLACES}, {"run": (TOKENS, None)}, 2, 0.0, world.allocator.state(is_over=True))
     anew.register(0, **drained, now=0.0)
     assert _left(anew) == TOKENS
 
@@ -324,20 +326,20 @@ def test_what_a_lost_store_was_granted_counts_as_spent() -> None:
     world = _with_spending()
     granted = world.ranks[0].ceiling
     assert granted > 10 * REQUEST
-    after = Dealer({URL: PLACES}, {"run": (TOKENS, None)}, 2, 0.0, world.dealer.state(is_over=False))
+    after = Allocator({URL: PLACES}, {"run": (TOKENS, None)}, 2, 0.0, world.allocator.state(is_over=False))
     after.register(0, {}, {"run": None}, is_same_store=False, now=0.0)
     after.register(1, {"run": (10 * REQUEST, 0)}, {"run": None}, is_same_store=True, now=0.0)
     assert _left(after) == TOKENS - granted - 10 * REQUEST
 
 
 def test_a_new_day_has_its_whole_budget() -> None:
-    dealer = Dealer({URL: PLACES}, {"day": (TOKENS, 5_000_000)}, 1, 0.0)
-    dealer.register(0, {"day": (TOKENS, 4_000_000)}, {"day": 100.0}, is_same_store=True, now=0.0)
-    assert dealer.budgets()["day"]["tokens_left"] == 0
-    dealer.end(0, is_lost=True)
-    dealer.register(0, {}, {"day": 200.0}, is_same_store=False, now=1.0)
-    assert dealer.budgets()["day"]["tokens_left"] == TOKENS
-    assert dealer.budgets()["day"]["microusd_left"] == 5_000_000
+    allocator = Allocator({URL: PLACES}, {"day": (TOKENS, 5_000_000)}, 1, 0.0)
+    allocator.register(0, {"day": (TOKENS, 4_000_000)}, {"day": 100.0}, is_same_store=True, now=0.0)
+    assert allocator.budgets()["day"]["tokens_left"] == 0
+    allocator.end(0, is_lost=True)
+    allocator.register(0, {}, {"day": 200.0}, is_same_store=False, now=1.0)
+    assert allocator.budgets()["day"]["tokens_left"] == TOKENS
+    assert allocator.budgets()["day"]["microusd_left"] == 5_000_000
 
 
 @given(st.integers(5, 500), st.lists(st.sampled_from([0.0, 0.1, 0.7, math.inf]), min_size=1, max_size=5))
@@ -350,11 +352,12 @@ def test_counts_add_up_and_nobody_gets_none(whole: int, demands: list[float]) ->
 
 
 def test_the_last_money_goes_to_one_rank_whose_request_fits() -> None:
-    purse = ("run", 0)
+    ceiling = ("run", 0)
     accounts = {
-        number: Account({purse: 45}, {purse: 40}, (0, 0), short=(8, 0), is_active=True) for number in range(3)
+        number: Account({ceiling: 45}, {ceiling: 40}, (0, 0), short=(8, 0), is_active=True)
+        for number in range(3)
     }
-    targets = divide_budget({purse: 130}, {purse: 0}, accounts)
-    assert {rank: granted[purse] for rank, granted in targets.granted.items()} == {0: 50, 1: 40, 2: 40}
+    targets = divide_budget({ceiling: 130}, {ceiling: 0}, accounts)
+    assert {rank: granted[ceiling] for rank, granted in targets.granted.items()} == {0: 50, 1: 40, 2: 40}
     assert not targets.final
-    assert divide_budget({purse: 127}, {purse: 0}, accounts).final == {0, 1, 2}
+    assert divide_budget({ceiling: 127}, {ceiling: 0}, accounts).final == {0, 1, 2}
