@@ -1,10 +1,12 @@
 """Check and measure the trainer on a GPU within ten minutes, unattended, without a network.
 
-    bash benchmarks/gpu_first_light.sh [--minutes 9.5] [--out build/gpu] [--dry-run]
+    bash benchmarks/gpu_first_light.sh [--minutes 9.5] [--out build/gpu] [--work build/gpu] [--dry-run]
 
 Each stage is a process with a limit of its own. After each one first_light.json is replaced, so whatever ends
-the walk, what was measured before is kept. A stage that fails is recorded with the end of its error output,
-and the next one begins. In the order of their worth:
+the walk, what was measured before is kept; SIGTERM and Ctrl-C end the stage that runs and are recorded. A
+stage that fails is recorded with the end of its output, and the next one begins. first_light.json alone is
+written to --out, all else to --work. Packages that the machine lacks may lie in a folder of PYTHONPATH. In
+the order of their worth:
 
 - `facts`: device, versions, packages that are missing.
 - `kernels`: attention, loss and LoRA against fp32 references, forward and backward.
@@ -13,8 +15,12 @@ and the next one begins. In the order of their worth:
   the losses of their log lines are compared. Where nothing could be harvested, rows are made (`corpus`).
 - `killed`: the same training with `[train] deterministic`, once whole and once killed and resumed: the two
   adapters must have the same bytes.
+- `1.5b`, `7b`: as 0.5b.
 - `evaluate`, `export`: score and merge on the device.
-- `1.5b`, `7b`: as 0.5b; then each compiled, and by tuned TRL where that is installed.
+- each shape compiled, and by tuned TRL where that is installed.
+
+The dry run walks the same stages on the CPU with a tiny shape, three times the time for each, and few
+compiled steps, by a backend that traces the graphs and leaves out the C++ compiler.
 
 Exit 0 if no stage failed and no check was missed, else 1.
 """
@@ -47,14 +53,21 @@ STEPS, SAVE_EVERY = 14, 4
 ROWS, HELD_OUT_ROWS = 400, 40
 TAIL = 2_000  # characters of a failed stage's output that are kept
 
-FACTS = """
-import json, platform, torch, transformers, peft
+FACTS = r"""
+import json, platform, re, sys, tomllib, torch, transformers, peft
+from importlib.metadata import PackageNotFoundError, version
 facts = {"python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda,
          "transformers": transformers.__version__, "peft": peft.__version__, "device": "cpu"}
-from importlib.util import find_spec
-wanted = ("pyarrow", "orjson", "httpx", "pydantic", "typer", "rich", "numpy", "safetensors", "tokenizers",
-          "trl", "bitsandbytes", "flash_attn_interface")
-facts["missing"] = [name for name in wanted if find_spec(name) is None]
+def is_missing(requirement):
+    try:
+        return not version(re.match(r"[\w.-]+", requirement).group())
+    except PackageNotFoundError:
+        return True
+with open(sys.argv[1], "rb") as file:
+    project = tomllib.load(file)["project"]
+wanted = [*project["dependencies"], *project["optional-dependencies"]["train"]]
+facts["missing"] = [name for name in wanted if is_missing(name)]
+facts["optional_missing"] = [name for name in ("trl", "bitsandbytes", "flash-attn-3") if is_missing(name)]
 if torch.cuda.is_available():
     free, whole = torch.cuda.mem_get_info()
     facts |= {"device": torch.cuda.get_device_name(), "capability": torch.cuda.get_device_capability(),
@@ -90,20 +103,29 @@ class StageFailed(Exception):
     """A stage did not do what it should; the message says why."""
 
 
+class Stopped(BaseException):
+    """SIGTERM came."""
+
+
 class Walk:
     """Run stages one after the other, and write down what each one gave.
 
     Args:
-        out: folder of first_light.json and of what the stages write.
+        out: folder of first_light.json.
         ends: time of `time.monotonic` after which no stage begins.
+        work: folder of what the stages write; None: `out`.
+        patience: factor of the time limits of all stages.
     """
 
-    def __init__(self, out: Path, ends: float) -> None:
+    def __init__(self, out: Path, ends: float, work: Path | None = None, patience: float = 1.0) -> None:
         self.out = out
+        self.work = work or out
         self.failed = False
+        self._patience = patience
         self._ends = ends
         self._results: list[dict[str, Any]] = []
-        out.mkdir(parents=True, exist_ok=True)
+        for folder in (self.out, self.work):
+            folder.mkdir(parents=True, exist_ok=True)
 
     @property
     def left_s(self) -> float:
@@ -125,6 +147,9 @@ class Walk:
         except Exception as error:  # noqa: BLE001 - the walk goes on
             result = {"stage": name, "error": str(error) or type(error).__name__}
             self.failed = True
+        except BaseException as stop:
+            self._write({"stage": name, "error": f"stopped: {type(stop).__name__}"})
+            raise
         self._write({**result, "seconds": round(time.monotonic() - began, 1)})
         return "error" not in result
 
@@ -141,23 +166,25 @@ class Walk:
         Raises:
             StageFailed: it failed or took longer than the limit, or than what is left of the walk.
         """
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(threads)}
         with subprocess.Popen(
             [sys.executable, "-W", "ignore", *arguments],
-            env=environment,
-            cwd=self.out,
+            env=environment(OMP_NUM_THREADS=str(threads)),
+            cwd=self.work,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
         ) as process:
-            time_s = max(1.0, min(limit_s, self.left_s))
+            time_s = max(1.0, min(limit_s * self._patience, self.left_s))
             try:
                 output, errors = process.communicate(timeout=time_s)
-            except subprocess.TimeoutExpired:
+            except BaseException as error:
                 os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-                raise StageFailed(f"killed after {time_s:.0f} s") from None
+                output, errors = process.communicate()
+                if not isinstance(error, subprocess.TimeoutExpired):
+                    raise
+                said = (output + errors)[-TAIL:].strip()
+                raise StageFailed(f"killed after {time_s:.0f} s" + (f": {said}" if said else "")) from None
         if process.returncode != 0:
             raise StageFailed(f"exit {process.returncode}: {(output + errors)[-TAIL:]}")
         return output
@@ -168,11 +195,17 @@ class Walk:
         return result
 
 
+def environment(**more: str) -> dict[str, str]:
+    """Return this process's environment, with the repository before other folders of packages."""
+    folders = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(folders), **more}
+
+
 def measured(walk: Walk, script: str, name: str, device: str, **changes: Any) -> dict[str, Any]:
     """Run one trainer's steps on a shape; return rates, MFU (of an H100's or H200's peak) and memory."""
     import shapes  # imports torch, without which the walk can still say what is missing
 
-    folder = walk.out / f"shape-{name}"
+    folder = walk.work / f"shape-{name}"
     task = shapes.task_of(name, folder, device, pack_tokens=16_384, tokenizer=str(BASE))
     task = dataclasses.replace(task, **changes)
     path = folder / f"{Path(script).stem}.json"
@@ -193,9 +226,9 @@ def harvest(walk: Walk) -> dict[str, Any]:
         for name, count in counts.items()
         for line in (ROOT / f"prompts/{name}.jsonl").read_text(encoding="utf-8").splitlines()[:count]
     ]
-    (walk.out / "prompts.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    with mock_teacher(walk.out) as base_url:
-        (walk.out / "harvest.toml").write_text(
+    (walk.work / "prompts.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with mock_teacher(walk.work) as base_url:
+        (walk.work / "harvest.toml").write_text(
             f'[teacher]\nbase_url = "{base_url}"\nmodel = "mock-teacher"\nterms = "mock-teacher"\n'
             '[prompts]\nfiles = ["prompts.jsonl"]\n[sampling]\nmax_tokens = 64\n',
             encoding="utf-8",
@@ -208,8 +241,8 @@ def made_rows(walk: Walk) -> dict[str, Any]:
     sys.path.insert(0, str(ROOT / "benchmarks"))
     import trainer_scale
 
-    shutil.rmtree(walk.out / "store", ignore_errors=True)
-    trainer_scale.make_corpus(walk.out / "store", ROWS)
+    shutil.rmtree(walk.work / "store", ignore_errors=True)
+    trainer_scale.make_corpus(walk.work / "store", ROWS)
     return {"rows": ROWS}
 
 
@@ -218,7 +251,7 @@ def mock_teacher(folder: Path) -> Iterator[str]:
     """Run the mock teacher as a process; yield its base URL."""
     with subprocess.Popen(
         [sys.executable, "-m", "harvester", "mock-teacher", "--port", "0"],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
+        env=environment(PYTHONUNBUFFERED="1"),
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -237,16 +270,16 @@ def mock_teacher(folder: Path) -> Iterator[str]:
 
 def configured(walk: Walk, name: str, device: str, *, deterministic: bool = False) -> list[str]:
     """Write the train.toml of one training; return the arguments of Python that train it."""
-    path = walk.out / f"{name}.toml"
+    path = walk.work / f"{name}.toml"
     path.write_text(
         TOML.format(
             base=json.dumps(str(BASE)),
-            corpus=json.dumps(str(walk.out / "store")),
+            corpus=json.dumps(str(walk.work / "store")),
             device=device,
             deterministic=str(deterministic).lower(),
             steps=STEPS,
             save_every=SAVE_EVERY,
-            out=json.dumps(str(walk.out / name)),
+            out=json.dumps(str(walk.work / name)),
         ),
         encoding="utf-8",
     )
@@ -268,7 +301,7 @@ def trained(walk: Walk, name: str, device: str) -> dict[str, Any]:
 
 def compared(walk: Walk) -> dict[str, Any]:
     """Compare the losses of the training on the device with those on the CPU."""
-    there, here = losses(walk.out / "train_cpu"), losses(walk.out / "train")
+    there, here = losses(walk.work / "train_cpu"), losses(walk.work / "train")
     worst = max(abs(a - b) / abs(b) for a, b in zip(here, there, strict=True))
     if worst > PARITY:
         raise StageFailed(f"losses differ by {worst:.2%}, more than {PARITY:.0%}: {here} and {there}")
@@ -279,25 +312,26 @@ def killed(walk: Walk, device: str) -> dict[str, Any]:
     """Train whole, and killed and resumed; the adapters must have the same bytes."""
     walk.run(configured(walk, "whole", device, deterministic=True), limit_s=120)
     arguments = configured(walk, "resumed", device, deterministic=True)
-    log = walk.out / "resumed/train.jsonl"
+    log = walk.work / "resumed/train.jsonl"
     with subprocess.Popen(
         [sys.executable, "-W", "ignore", *arguments],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env=environment(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     ) as process:
-        # The line of a step that comes after a checkpoint and before the last one.
-        while process.poll() is None and not (log.exists() and len(losses(log.parent)) > STEPS // 2):
-            if walk.left_s < 0:
-                process.kill()
-                raise StageFailed("no time left")
-            time.sleep(0.01)
-        process.kill()
+        try:
+            # The line of a step that comes after a checkpoint and before the last one.
+            while process.poll() is None and not (log.exists() and len(losses(log.parent)) > STEPS // 2):
+                if walk.left_s < 0:
+                    raise StageFailed("no time left")
+                time.sleep(0.01)
+        finally:
+            process.kill()
     if process.returncode != -signal.SIGKILL:
         raise StageFailed(f"the training ended with {process.returncode} before it was killed")
     result = walk.json_of(arguments, limit_s=120)
     digests = {
-        hashlib.sha256((walk.out / name / "adapter/adapter_model.safetensors").read_bytes()).hexdigest()
+        hashlib.sha256((walk.work / name / "adapter/adapter_model.safetensors").read_bytes()).hexdigest()
         for name in ("whole", "resumed")
     }
     if len(digests) > 1:
@@ -310,23 +344,39 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--minutes", type=float, help="default: 9.5, for the dry run 30")
+    parser.add_argument("--minutes", type=float, help="default: 9.5, for the dry run 60")
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT") or ROOT / "build/gpu"))
+    parser.add_argument("--work", type=Path, default=ROOT / "build/gpu", help="default: build/gpu")
     parser.add_argument("--dry-run", action="store_true", help="on the CPU, with a tiny shape")
     options = parser.parse_args()
-    minutes = options.minutes or (30 if options.dry_run else 9.5)
-    walk = Walk(options.out.resolve(), time.monotonic() + minutes * 60)
-    if options.dry_run:
-        walk_all(walk, "cpu", "float32", ["tiny"])
-    else:
-        walk_all(walk, "cuda", "bfloat16", ["0.5b", "1.5b", "7b"])
+    minutes = options.minutes or (60 if options.dry_run else 9.5)
+    patience = 3.0 if options.dry_run else 1.0
+    ends = time.monotonic() + minutes * 60
+    walk = Walk(options.out.resolve(), ends, options.work.resolve(), patience)
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        if options.dry_run:
+            walk_all(walk, "cpu", "float32", ["tiny"], backend="aot_eager", warm=1, timed=4)
+        else:
+            walk_all(walk, "cuda", "bfloat16", ["0.5b", "1.5b", "7b"])
+    except (Stopped, KeyboardInterrupt) as stopped:
+        sys.exit(143 if isinstance(stopped, Stopped) else 130)
     sys.exit(1 if walk.failed else 0)
 
 
-def walk_all(walk: Walk, device: str, dtype: str, names: list[str]) -> None:
-    """Run all stages in the order of their worth."""
+def stop(_signal: int, _frame: object) -> None:
+    """End the walk: the handler of SIGTERM."""
+    raise Stopped
+
+
+def walk_all(walk: Walk, device: str, dtype: str, names: list[str], **compiled: Any) -> None:
+    """Run all stages in the order of their worth.
+
+    Args:
+        compiled: fields of the tasks of compiled stages.
+    """
     first, *larger = names
-    walk.stage("facts", lambda: walk.json_of(["-c", FACTS], 60))
+    walk.stage("facts", lambda: walk.json_of(["-c", FACTS, str(ROOT / "pyproject.toml")], 60))
     walk.stage("kernels", lambda: walk.json_of([str(LORA / "kernel_checks.py"), device, dtype], 90))
     walk.stage(first, lambda: measured(walk, "our_side.py", first, device), needs_s=30)
     if not walk.stage("harvest", lambda: harvest(walk)):
@@ -335,21 +385,21 @@ def walk_all(walk: Walk, device: str, dtype: str, names: list[str]) -> None:
     walk.stage("train", lambda: trained(walk, "train", device))
     walk.stage("parity", lambda: compared(walk))
     walk.stage("killed", lambda: killed(walk, device), needs_s=30)
-    configured_as = str(walk.out / "train.toml")
-    scored = ["-m", "trainer", "evaluate", configured_as, "--json"]
-    walk.stage("evaluate", lambda: walk.json_of(scored, 90))
-    merged = ["-m", "trainer", "export", configured_as, str(walk.out / "merged"), "--json"]
-    walk.stage("export", lambda: walk.json_of(merged, 90))
     for name in larger:
         walk.stage(name, lambda name=name: measured(walk, "our_side.py", name, device), needs_s=60)
+    configured_as = str(walk.work / "train.toml")
+    scored = ["-m", "trainer", "evaluate", configured_as, "--json"]
+    walk.stage("evaluate", lambda: walk.json_of(scored, 90))
+    merged = ["-m", "trainer", "export", configured_as, str(walk.work / "merged"), "--json"]
+    walk.stage("export", lambda: walk.json_of(merged, 90))
+    has_trl = importlib.util.find_spec("trl") is not None
     for name in names:
         walk.stage(
             f"{name} compiled",
-            lambda name=name: measured(walk, "our_side.py", name, device, compile=True),
+            lambda name=name: measured(walk, "our_side.py", name, device, compile=True, **compiled),
             needs_s=60,
         )
-    if importlib.util.find_spec("trl") is not None:
-        for name in names:
+        if has_trl:
             walk.stage(
                 f"{name} TRL", lambda name=name: measured(walk, "trl_side.py", name, device), needs_s=60
             )

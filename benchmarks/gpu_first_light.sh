@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Make the most of ten minutes on a GPU that nobody watches; see gpu_first_light.py, whose options it takes.
 #
-#     bash benchmarks/gpu_first_light.sh                the whole walk; results in build/gpu/first_light.json
+#     bash benchmarks/gpu_first_light.sh                the whole walk; results in $OUT or build/gpu, as first_light.json
 #     bash benchmarks/gpu_first_light.sh --dry-run      the same walk on the CPU with a tiny shape
 set -euo pipefail
 cd "$(dirname "$0")/.."

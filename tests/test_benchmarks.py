@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -39,10 +42,10 @@ def test_a_benchmark_runs(script: str, says: str) -> None:
 def test_the_first_ten_minutes_on_a_gpu_walk_through_on_the_cpu(tmp_path: Path) -> None:
     script = BENCHMARKS / "gpu_first_light.sh"
     done = subprocess.run(
-        ["bash", str(script), "--dry-run", "--out", str(tmp_path)],
+        ["bash", str(script), "--dry-run", "--out", str(tmp_path), "--work", str(tmp_path / "work")],
         capture_output=True,
         text=True,
-        timeout=1900,
+        timeout=3700,
     )
     results = json.loads((tmp_path / "first_light.json").read_text(encoding="utf-8"))
     assert [result["stage"] for result in results if "result" not in result] == []
@@ -69,3 +72,28 @@ assert walk.failed
     assert results["hangs"]["error"] == "killed after 1 s"
     assert results["works"]["result"] == {}
     assert results["is late"] == {"skipped": "no time left"}
+
+
+def test_a_walk_that_is_terminated_keeps_its_results_and_leaves_no_process(tmp_path: Path) -> None:
+    code = f"""
+import sys; sys.path.insert(0, {str(BENCHMARKS)!r})
+from pathlib import Path
+import gpu_first_light as first, signal, time
+signal.signal(signal.SIGTERM, first.stop)
+walk = first.Walk(Path({str(tmp_path)!r}), time.monotonic() + 600)
+walk.stage("before", lambda: {{"tokens_per_s": 7}})
+sleep = "import os, pathlib, time; pathlib.Path('pid').write_text(str(os.getpid())); time.sleep(600)"
+walk.stage("runs", lambda: walk.json_of(["-c", sleep], 600))
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL) as walk:
+        pid_file = tmp_path / "pid"
+        until = time.monotonic() + 60
+        while not (pid_file.exists() and pid_file.read_text()) and time.monotonic() < until:
+            time.sleep(0.01)
+        walk.send_signal(signal.SIGTERM)
+    assert walk.returncode != 0
+    before, runs = json.loads((tmp_path / "first_light.json").read_text(encoding="utf-8"))
+    assert before["result"] == {"tokens_per_s": 7}
+    assert runs == {"stage": "runs", "error": "stopped: Stopped"}
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid_file.read_text()), 0)

@@ -29,6 +29,7 @@ class Task:
         base: folder of a student; empty: random weights of `shape` (values of a Qwen2Config).
         warm, timed: steps before the clock counts, and counted ones.
         dtype: of the frozen base; the adapter is float32 on both sides.
+        backend: of torch.compile, for our side.
         variant: "tuned" (packed, no checkpointing) or "defaults" (of the other trainer's own making).
     """
 
@@ -47,6 +48,7 @@ class Task:
     dtype: str = "float32"
     threads: int = 2
     compile: bool = False
+    backend: str = "inductor"
     variant: str = "tuned"
     attention: str = "sdpa"
     tokenizer: str = ""

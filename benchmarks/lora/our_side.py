@@ -63,7 +63,7 @@ def main() -> None:
         varlen_attention.prepare(
             structure.text_config(structure.base_model_of(student)), torch.device("cuda")
         )
-    row_loss = compile.compile_student(student) if task.compile else loss_and_gradient
+    row_loss = compile.compile_student(student, backend=task.backend) if task.compile else loss_and_gradient
     named = model.trainable_parameters(student)
     optimiser = optim.adamw(named.items(), config.train, config.lora)
     stepper = Stepper(TrainableStudent(student, named, row_loss), optimiser, config.train, World())
@@ -78,6 +78,7 @@ def main() -> None:
         work += sum(map(count, examples)) if number >= task.warm else 0.0
         if (number + 1) % WINDOW == 0:
             losses.append(float(since) / WINDOW)
+            print(f"step {number + 1}: loss {losses[-1]:.4f}", file=sys.stderr, flush=True)
             padding_share(examples)
             stepper.check(number, task.folder)
             since.zero_()
