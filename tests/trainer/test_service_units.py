@@ -17,7 +17,7 @@ import yaml
 from harvester.system import unit_text
 from tests.trainer import tiny
 from tests.trainer.command_line import run_trainer  # noqa: F401 - a fixture
-from tests.trainer.training.test_run_workers import wait_until
+from tests.waiting import until
 from trainer import config as settings
 from trainer import service_units
 from trainer.errors import ConfigError
@@ -126,7 +126,7 @@ def test_the_script_of_slurm_has_the_values_and_starts_every_machine(tmp_path: P
 def test_before_its_time_is_over_the_job_checkpoints_and_goes_back_into_the_queue(tmp_path: Path) -> None:
     cluster = Cluster(tmp_path)
     job = cluster.start()
-    wait_until(lambda: len(cluster.told) == 2)
+    until(lambda: len(cluster.told) == 2)
     job.send_signal(signal.SIGUSR1)
     assert job.wait(60) == 0
     assert cluster.requeued
@@ -135,7 +135,7 @@ def test_before_its_time_is_over_the_job_checkpoints_and_goes_back_into_the_queu
 def test_a_cancelled_job_drains_and_stays_out_of_the_queue(tmp_path: Path) -> None:
     cluster = Cluster(tmp_path)
     job = cluster.start()
-    wait_until(lambda: len(cluster.told) == 2)
+    until(lambda: len(cluster.told) == 2)
     job.terminate()
     assert job.wait(60) == 143
     assert not cluster.requeued
@@ -210,7 +210,7 @@ def test_a_pod_ends_with_a_code_that_the_operator_restarts_or_not(
         [shell, flag, text.replace("$$", "$")],
         env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "FOLDER": str(tmp_path), "CODE": str(code)},
     )
-    wait_until((tmp_path / "told").exists)
+    until((tmp_path / "told").exists)
     if code == "":
         pod.terminate()  # an eviction
     assert pod.wait(60) == ends
@@ -293,7 +293,7 @@ def test_the_script_trains_and_resumes_after_its_time_was_over(tmp_path: Path) -
         job = cluster.start()
         if name == "stopped":
             log = tmp_path / name / "out" / "train.jsonl"
-            wait_until(lambda log=log: log.exists() and log.read_text().count("\n") > 2, 200)
+            until(lambda log=log: log.exists() and log.read_text().count("\n") > 2, 200)
             job.send_signal(signal.SIGUSR1)
             assert job.wait(200) == 0
             assert cluster.requeued

@@ -81,13 +81,16 @@ def curve(
     planned = plan_curve(settings, loaded, folder)  # a fault in the corpus is reported before torch is loaded
     from trainer.experiments import curve_report
     from trainer.experiments.curve import measure_curve
+    from trainer.experiments.trainings import Display
+    from trainer.live.stage_view import StageView
     from trainer.process import lock_output_folder
 
     with (
         lock_output_folder(folder, "`trainer curve`", "`out` in curve.toml"),
         progress_bar("curve", "steps or prompts") as update,
     ):
-        result = measure_curve(planned, print_message, update)
+        display = Display(print_message, update, StageView(print_message, update))
+        result = measure_curve(planned, display)
         files = curve_report.write(result, folder, loaded.name)
     lines = [*curve_report.text_lines(result), f"page in {files[0]}, figures in {files[1]}"]
     print_result({**result, "page": files[0], "file": files[1]}, lines, as_json=as_json)
@@ -109,13 +112,16 @@ def loop(
     files = load_loop(config)
     from trainer.experiments import loop_report
     from trainer.experiments.loop import Loop
+    from trainer.experiments.trainings import Display
+    from trainer.live.stage_view import StageView
     from trainer.process import lock_output_folder
 
     with (
         lock_output_folder(files.folder, "`trainer loop`", "`out` in loop.toml"),
         progress_bar("loop", "steps or prompts") as update,
     ):
-        result = Loop(files, print_message, update).run()
+        display = Display(print_message, update, StageView(print_message, update))
+        result = Loop(files, display).run()
         written = loop_report.write(result, files.folder, files.train.name)
     lines = [*loop_report.text_lines(result), f"page in {written[0]}, figures in {written[1]}"]
     print_result({**result, "page": written[0], "file": written[1]}, lines, as_json=as_json)

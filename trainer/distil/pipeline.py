@@ -35,6 +35,7 @@ from trainer.errors import CommandFailed, ConfigError, DataError, HarvestFailed
 from trainer.evaluation import preferences
 from trainer.files import read_json
 from trainer.harvester_process import DONE, ending_of, run_harvester
+from trainer.live.stage_view import StageView
 from trainer.model.made_files import made_files
 
 SCHEMA = "trainer.distil/1"
@@ -219,17 +220,18 @@ class Distillation:
         from trainer.data import dataset
         from trainer.experiments.stages import Stages
         from trainer.experiments.taught_store import trainings_of_store
-        from trainer.experiments.trainings import TaughtRows, Trainings
+        from trainer.experiments.trainings import Display, TaughtRows, Trainings
 
         config, folder = self._train_config(), self._files.folder
+        display = Display(self._note, self._update, StageView(self._note, self._update))
         rows: dataset.Rows | TaughtRows
         trainings: Trainings
         if dataset.is_stored(config):
-            trainings, rows = trainings_of_store(config, folder, self._note, self._update)
+            trainings, rows = trainings_of_store(config, folder, display)
             learned = rows.store.rows.learned
         else:
             rows = dataset.read(config)
-            trainings = Stages(config, folder, rows, "accuracy", on_note=self._note, on_progress=self._update)
+            trainings = Stages(config, folder, rows, "accuracy", display)
             learned = rows.learned
         training, made = trainings.train(rows, config.train.seed, f"training on {learned:,} rows")
         found = {_FOUND: True} if trainings.was_found(training) else {}

@@ -23,7 +23,7 @@ from trainer.experiments.power_law import (
 )
 from trainer.experiments.stages import Score, Stages, prompt_weights
 from trainer.experiments.subsets import CurvePlan
-from trainer.experiments.trainings import Note, Progress, no_progress
+from trainer.experiments.trainings import NO_DISPLAY, Display
 
 SCHEMA = "trainer.curve/1"
 # Decimals of a predicted gain: less than a millionth counts as zero.
@@ -34,8 +34,7 @@ CURVE_POINTS = 60
 
 def measure_curve(
     plan: CurvePlan,
-    on_note: Note = lambda _: None,
-    on_progress: Progress = no_progress,
+    display: Display = NO_DISPLAY,
 ) -> dict[str, Any]:
     """Train and score a student for every size and seed, and fit the curve.
 
@@ -63,8 +62,7 @@ def measure_curve(
                 plan.folder,
                 rows,
                 plan.config.measure,
-                on_note=on_note,
-                on_progress=on_progress,
+                display,
             )
             title = f"training {len(scores) + 1} of {count}, {len(keys):,} rows, seed {seed}"
             steps = int(trained[largest, number]["steps"]) if is_equal and at < largest else None

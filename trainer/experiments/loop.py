@@ -33,7 +33,7 @@ from trainer.experiments.pool import (
 )
 from trainer.experiments.power_law import Floats, HeldOutScores, percentiles
 from trainer.experiments.stages import Score, Stages, prompt_weights
-from trainer.experiments.trainings import Note, Progress, no_progress
+from trainer.experiments.trainings import NO_DISPLAY, Display
 from trainer.files import write_text
 
 SCHEMA = "trainer.loop/1"
@@ -87,13 +87,10 @@ class Loop:
         DataError: the pool can't be used.
     """
 
-    def __init__(
-        self, files: LoopFiles, on_note: Note = lambda _: None, on_progress: Progress = no_progress
-    ) -> None:
+    def __init__(self, files: LoopFiles, display: Display = NO_DISPLAY) -> None:
         self._files = files
         self._config = files.config
-        self._on_note = on_note
-        self._on_progress = on_progress
+        self._display = display
         self._verifiers: Verifiers = verifiers_of(files.train)
         self._pool = read_pool(files.pool, files.system, files.train.data, self._verifiers)
         self._harvests = Harvests(files)
@@ -171,8 +168,7 @@ class Loop:
             self._files.folder,
             rows,
             "accuracy",
-            on_note=self._on_note,
-            on_progress=self._on_progress,
+            self._display,
         )
         if not on_pool:
             self._held_out = stages
@@ -183,7 +179,7 @@ class Loop:
 
     def _harvest(self, arm: Arm, number: int, choice: Choice) -> bool:
         """Ask the teacher for the chosen prompts; return whether the budget sufficed."""
-        self._on_note(f"round {number}, {arm.name}: harvesting {len(choice.prompts):,} prompts")
+        self._display.note(f"round {number}, {arm.name}: harvesting {len(choice.prompts):,} prompts")
         name = "first" if number == 1 else f"{arm.name}-{number}"  # all arms share the first round
         path = self._chosen / f"{name}.jsonl"
         write_text(path, "".join(f"{prompt.line}\n" for prompt in choice.prompts))

@@ -36,12 +36,11 @@ from trainer.evaluation.scorecard import HEADLINE_SPLIT
 from trainer.experiments.power_law import Floats
 from trainer.experiments.trainings import (
     FORMAT,
-    Note,
-    Progress,
+    NO_DISPLAY,
+    Display,
     Trainings,
     digest,
     held_out_sha256,
-    no_progress,
     require_held_out,
 )
 from trainer.files import read_json, write_json
@@ -87,8 +86,7 @@ class Stages(Trainings):
         rows: the largest set of rows that is learned; it decides how long answers may be if no held-out
             prompt has an answer of the teacher.
         measure: "accuracy" or "loss".
-        on_note: called with lines for the operator.
-        on_progress: called with steps made, or prompts answered.
+        display: what is told meanwhile.
 
     Raises:
         DataError: no prompt can be scored.
@@ -101,16 +99,13 @@ class Stages(Trainings):
         folder: Path,
         rows: Rows,
         measure: str,
-        *,
-        on_note: Note = lambda _: None,
-        on_progress: Progress = no_progress,
+        display: Display = NO_DISPLAY,
     ) -> None:
         super().__init__(
             config,
             folder,
             lambda: held_out_sha256(self.held_out),
-            on_note=on_note,
-            on_progress=on_progress,
+            display,
         )
         self._measure = measure
         self.held_out = headline_split(rows.held_out)
@@ -188,8 +183,8 @@ class Stages(Trainings):
         answers = generate_answers(
             self._test,
             student,
-            self._on_note,
-            lambda done: self._on_progress(done, count, f"answers of {title}"),
+            self._display.note,
+            lambda done: self._display.progress(done, count, f"answers of {title}"),
         )
         texts = [judged_text(self._renderer.decode(a.ids), self._renderer, self._config) for a in answers]
         return self._judged(texts)

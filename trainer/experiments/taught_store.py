@@ -15,8 +15,7 @@ from trainer.data.tokens.row_texts import RowTexts
 from trainer.data.tokens.token_store import TokenStore
 from trainer.evaluation.scorecard import HEADLINE_SPLIT
 from trainer.experiments.trainings import (
-    Note,
-    Progress,
+    Display,
     Trainings,
     held_out_sha256,
     require_held_out,
@@ -86,16 +85,14 @@ class TaughtStore:
         yield ",)" if len(weights) == 1 else ")"
 
 
-def trainings_of_store(
-    config: TrainConfig, folder: Path, on_note: Note, on_progress: Progress
-) -> tuple[Trainings, TaughtStore]:
+def trainings_of_store(config: TrainConfig, folder: Path, display: Display) -> tuple[Trainings, TaughtStore]:
     """Return what trains on a large corpus, and its rows; the token store is made where there is none.
 
     Raises:
         DataError: no prompt is held out, as `Stages` raises it; and what `builder.prepare` raises.
     """
     renderer = Renderer(model.load_tokenizer(config.base, config.template))
-    store = builder.prepare(config, renderer, on_progress)
+    store = builder.prepare(config, renderer, display.progress)
     require_held_out(store.rows.held_out, config)
     rows = TaughtStore(config, store, folder)
-    return Trainings(config, folder, rows.held_out_sha256, on_note=on_note, on_progress=on_progress), rows
+    return Trainings(config, folder, rows.held_out_sha256, display), rows

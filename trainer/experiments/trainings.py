@@ -11,8 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,6 +28,7 @@ from trainer.errors import DataError
 from trainer.files import read_json, write_json
 from trainer.model import model, weights
 from trainer.model.made_files import are_unchanged, made_files
+from trainer.training.logbook import Evaluation, Sampled, StepLog, TrainingStarted
 from trainer.training.reporter import Callbacks
 from trainer.training.train import train
 
@@ -37,10 +39,39 @@ _FREE_SETTINGS = ("log_every", "log_every_s", "save_every", "trackers", "checkpo
 Note = Callable[[str], None]
 # Reports progress: units done, units in all, what is done.
 Progress = Callable[[int, int, str], None]
+# Shows a training, given its configuration and title, by the events that the function of the block gets.
+View = Callable[
+    [TrainConfig, str],
+    AbstractContextManager[Callable[[TrainingStarted | StepLog | Evaluation | Sampled], None]],
+]
 
 
 def no_progress(_done: int, _total: int, _what: str) -> None:
     """Report nothing."""
+
+
+@contextmanager
+def no_view(_config: TrainConfig, _title: str) -> Iterator[Callable[[object], None]]:
+    """Show nothing of a training."""
+    yield lambda _event: None
+
+
+@dataclass(frozen=True, slots=True)
+class Display:
+    """Hold the functions that show what an experiment does.
+
+    Attributes:
+        note: called with lines for the operator.
+        progress: called with prompts answered, or rows tokenised.
+        view: shows each training.
+    """
+
+    note: Note = lambda _: None
+    progress: Progress = no_progress
+    view: View = no_view
+
+
+NO_DISPLAY = Display()
 
 
 def digest(value: Any) -> str:
@@ -109,8 +140,7 @@ class Trainings:
         config: the train.toml; its `[out] path` is not used.
         folder: of the experiment.
         held_out_sha256: returns the hash of the prompts that choose an adapter; see `held_out_sha256`.
-        on_note: called with lines for the operator.
-        on_progress: called with steps made.
+        display: what is told meanwhile.
 
     Raises:
         StudentError: the base can't be used.
@@ -121,17 +151,14 @@ class Trainings:
         config: TrainConfig,
         folder: Path,
         held_out_sha256: Callable[[], str],
-        *,
-        on_note: Note = lambda _: None,
-        on_progress: Progress = no_progress,
+        display: Display = NO_DISPLAY,
     ) -> None:
         weights.check_base(config.base, config.student.sha256)
         self._config = model.fit_to_device(config)
         self._found: set[str] = set()
         self._folder = folder
         self._hash_held_out = held_out_sha256
-        self._on_note = on_note
-        self._on_progress = on_progress
+        self._display = display
         self._renderer = Renderer(model.load_tokenizer(config.base, config.template))
 
     @cached_property
@@ -191,18 +218,20 @@ class Trainings:
         done = read_json(folder / "trained.json")
         # Earlier versions did not record the files.
         if isinstance(done, dict) and done.get("key") == key and are_unchanged(folder, done.pop("files", {})):
-            self._on_note(f"{title}: done before")
+            self._display.note(f"{title}: done before")
             self._found.add(key)
             return key, done
-        self._on_note(title)
+        self._display.note(title)
         out = OutSection(path=str(folder), name=self._config.name, licence=self._config.out.licence)
         config = self._config.model_copy(update={"train": self._settings(seed, steps), "out": out})
-        # The folder is named after the content, so only the number of cores can have changed.
-        callbacks = Callbacks(
-            on_step=lambda log: self._on_progress(log.step, log.steps, f"{title}, loss {log.loss:.3f}")
-        )
         taught = rows if isinstance(rows, Rows) else rows.store
-        trained = train(config, callbacks, rows=taught, allow_change=True)
+        with self._display.view(config, title) as show:
+
+            def started(done: int, steps: int, notes: Sequence[str]) -> None:
+                show(TrainingStarted(done, steps, tuple(notes)))
+
+            # The folder is named after the content, so only the number of cores can have changed.
+            trained = train(config, Callbacks(started, show, show, show), rows=taught, allow_change=True)
         summary = {"key": key, **asdict(trained)}
         failpoints.reach("stages.trained")
         write_json(folder / "trained.json", {**summary, "files": made_files(folder, [config.student_path])})

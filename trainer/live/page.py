@@ -42,10 +42,14 @@ class LivePage:
     """The page of one training. It is first written when the steps begin: then the output folder is held.
 
     A page that can't be written ends no training.
+
+    Args:
+        title: what this training is, among several of one command; empty: there is only one.
     """
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: TrainConfig, title: str = "") -> None:
         self._config = config
+        self._title = title
         self._path = config.out_path / PAGE
         self._figures = Figures()
         self._lock = threading.Lock()
@@ -82,15 +86,19 @@ class LivePage:
 
     def _write(self, state: str, message: str) -> None:
         with self._lock:
-            text = document(self._config, self._figures, state, message)
+            text = document(self._config, self._figures, state, message, self._title)
         with suppress(OSError), own_files.replacing(self._path, 0o644) as file:
             file.write(text.encode("utf-8", "backslashreplace"))
 
 
 @contextmanager
-def live_page(config: TrainConfig) -> Iterator[Callable[[TrainingEvent], None]]:
-    """Keep train.html up to date with the events that the yielded function gets during the block."""
-    page = LivePage(config)
+def live_page(config: TrainConfig, title: str = "") -> Iterator[Callable[[TrainingEvent], None]]:
+    """Keep train.html up to date with the events that the yielded function gets during the block.
+
+    Args:
+        title: see `LivePage`.
+    """
+    page = LivePage(config, title)
     try:
         yield page.add
     except Interrupted as interrupted:
@@ -105,12 +113,13 @@ def live_page(config: TrainConfig) -> Iterator[Callable[[TrainingEvent], None]]:
     page.close("complete", "")
 
 
-def document(config: TrainConfig, figures: Figures, state: str, message: str) -> str:
+def document(config: TrainConfig, figures: Figures, state: str, message: str, title: str = "") -> str:
     """Return the page as HTML. Every text is escaped, and control characters are shown.
 
     Args:
         state: "running", "complete", "stopped" or "failed".
         message: what there is to say about how it ended.
+        title: see `LivePage`.
     """
     script, digest = _script()
     now = time.time()
@@ -121,6 +130,7 @@ def document(config: TrainConfig, figures: Figures, state: str, message: str) ->
         policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; "
         "base-uri 'none'; form-action 'none'",
         title=f"Training of {config.name}",
+        subtitle=title,
         state=state,
         message=message,
         written_ms=int(now * 1000),

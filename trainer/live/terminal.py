@@ -39,7 +39,7 @@ def _printer() -> Show:
     def show(event: TrainingEvent) -> None:
         nonlocal has_said_mfu
         figures.add(event)
-        for line in [*event_lines(event), *_sample_lines(event)]:
+        for line in [*event_lines(event), *sample_lines(event)]:
             print_message(line)
         if isinstance(event, StepLog) and event.mfu is None and not has_said_mfu:
             has_said_mfu = True
@@ -60,7 +60,7 @@ def event_lines(event: TrainingEvent) -> list[str]:
     return []
 
 
-def _sample_lines(event: TrainingEvent) -> list[str]:
+def sample_lines(event: TrainingEvent) -> list[str]:
     """Return a line for each sampled answer of an event; foreign text is escaped and cut."""
     if not isinstance(event, Evaluation | Sampled):
         return []

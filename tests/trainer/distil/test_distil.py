@@ -17,7 +17,8 @@ from harvester.store.reader import Corpus
 from tests.trainer import tiny
 from tests.trainer.command_line import run_trainer  # noqa: F401 - a fixture
 from tests.trainer.evaluation.test_evaluated_rows import never_read
-from tests.trainer.training.test_run_workers import alive, wait_until
+from tests.trainer.training.test_run_workers import alive
+from tests.waiting import until
 from trainer.data import dataset
 from trainer.distil.pipeline import STAGES
 from trainer.starter import write_starter
@@ -85,6 +86,8 @@ def test_every_stage_is_made_once_through_kills_and_changes(
     page = (out / "distil.html").read_text()
     assert all(name in page for name in ("report.html", "disagreements.html", "<svg"))
     assert "<script" not in page
+    [live] = out.glob("trainings/*/train.html")
+    assert 'data-state="complete"' in live.read_text()
 
     code, printed, err = run_trainer("distil", toml, "--json")
     assert code == 0, err
@@ -251,11 +254,11 @@ def test_a_killed_command_leaves_no_harvest_running(mock_teacher, tmp_path: Path
         file.write("\n[teacher.limits]\nmax_concurrency = 2\n")
     command = subprocess.Popen([sys.executable, "-m", "trainer", "distil", toml], stderr=subprocess.DEVNULL)
     try:
-        wait_until(lambda: mock.state()["received"] > 0)
+        until(lambda: mock.state()["received"] > 0)
         children = Path(f"/proc/{command.pid}/task/{command.pid}/children").read_text().split()
     finally:
         command.kill()
         command.wait()
     assert children
-    wait_until(lambda: not any(alive(int(child)) for child in children))
+    until(lambda: not any(alive(int(child)) for child in children))
     assert mock.state()["received"] < ROWS + HELD_OUT  # it drained, and asked for nothing more

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 from dataclasses import replace
@@ -145,6 +146,30 @@ def test_a_change_repeats_only_what_depends_on_it(run_trainer, copied):  # noqa:
     assert all(0 <= point["score"] <= 1 for point in curve["points"])
     assert curve["teacher"] == 1.0  # its answers are the references
     assert curve["next"]["dollars"] == pytest.approx(0.01)
+
+
+def test_each_training_shows_its_view_and_is_the_same_without_it(run_trainer, copied):  # noqa: F811
+    """The finished experiment was made without one: two of its trainings are made again with it."""
+    folders = sorted((copied / "curve" / "trainings").iterdir())[:2]
+    adapters = [folder / "adapter" / "adapter_model.safetensors" for folder in folders]
+    before = [adapter.read_bytes() for adapter in adapters]
+    for folder in folders:
+        assert not (folder / "train.html").exists()
+        shutil.rmtree(folder)
+    points = json.loads((copied / "curve" / "curve.json").read_text())["points"]
+    code, out, err = run_trainer("curve", copied / "curve.toml", "--json")
+    assert code == 0, err
+    assert [adapter.read_bytes() for adapter in adapters] == before
+    assert json.loads(out)["points"] == points
+    pages = [(folder / "train.html").read_text() for folder in folders]
+    assert all('data-state="complete"' in page and "<svg" in page for page in pages)
+    titles = {re.search(r"training \d of 4, \d+ rows, seed 0", page).group() for page in pages}
+    assert len(titles) == 2
+    for title in titles:
+        assert re.search(
+            rf"curve: (\d+)/\1 steps or prompts, {title}, epoch \d+, loss [\d.]+, [\d,]+ tokens/s", err
+        )
+    assert err.count("cpu, base float32") == 1  # a note of both
 
 
 def test_steps_can_follow_the_rows_of_each_size(run_trainer, copied):  # noqa: F811

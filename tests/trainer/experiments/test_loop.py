@@ -111,6 +111,9 @@ def test_a_loop_of_one_round_asks_trains_and_scores(run_trainer, tmp_path, teach
     assert len(chosen(tmp_path)["first"]) == 10
     assert Corpus.open(tmp_path / "store").count() == 16 + 10
     assert (tmp_path / "loop" / "loop.html").read_text().count("<svg") == 1
+    [page] = (tmp_path / "loop").glob("trainings/*/train.html")
+    assert 'data-state="complete"' in page.read_text()
+    assert "tokens/s" in err
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from trainer.data.tokens import corpus_rows
 from trainer.errors import DataError
 from trainer.experiments.stages import headline_split
 from trainer.experiments.taught_store import trainings_of_store
-from trainer.experiments.trainings import digest, held_out_sha256, rows_sha256
+from trainer.experiments.trainings import NO_DISPLAY, digest, held_out_sha256, rows_sha256
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def require_equal_hashes(config: settings.TrainConfig, monkeypatch: pytest.Monke
     monkeypatch.setattr(corpus_rows, "_PROMPTS_AT_ONCE", 2)
     monkeypatch.setattr(dataset, "read", never_read)
     work = config.root / "work"
-    _, taught = trainings_of_store(config, work, lambda _: None, lambda *_: None)
+    _, taught = trainings_of_store(config, work, NO_DISPLAY)
     assert (taught.sha256(), taught.held_out_sha256()) == expected
     assert taught.store.rows.learned == len(read.train)
     assert not list(work.iterdir()), "the sorted texts are gone"
@@ -68,4 +68,4 @@ def require_equal_hashes(config: settings.TrainConfig, monkeypatch: pytest.Monke
 def test_a_large_corpus_without_held_out_prompts_is_refused(tmp_path):
     path = tiny.train_toml(tmp_path, tiny.skill(12), data={"eval_share": 0.0})
     with pytest.raises(DataError, match="no prompt is held out to score students with"):
-        trainings_of_store(settings.load(path), tmp_path / "work", lambda _: None, lambda *_: None)
+        trainings_of_store(settings.load(path), tmp_path / "work", NO_DISPLAY)

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.trainer.training.test_run_workers import WAIT, alive, command, pids, wait_until
+from tests.trainer.training.test_run_workers import WAIT, alive, command, pids
+from tests.waiting import until
 from trainer.errors import ProcessLost
 from trainer.training.nodes import Ending, verdict
 
@@ -58,7 +59,7 @@ class Machines:
             self.ends[number] = ask("node", **told)
 
     def wait_for_workers(self) -> None:
-        wait_until(lambda: len(pids(self.folder)) == 4, 60)
+        until(lambda: len(pids(self.folder)) == 4, 60)
 
     def launcher(self, number: int) -> int:
         return int((self.folder / f"launcher{number}").read_text())

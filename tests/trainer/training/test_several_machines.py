@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 from tests.trainer import tiny
 from tests.trainer.command_line import lines
 from tests.trainer.training.test_nodes import free_port
-from tests.trainer.training.test_run_workers import alive, wait_until
+from tests.trainer.training.test_run_workers import alive
+from tests.waiting import until
 from trainer.training import checkpoint
 
 # Three packs a step, of four processes: one has none. The last step of an epoch has fewer.
@@ -224,7 +225,7 @@ def test_the_commands_of_two_machines_end_together_and_resume(tmp_path, unbroken
         [result] = [json.loads(out) for out, _ in ends if out.strip()]
         assert result["steps_now"] == result["steps"]
         return
-    wait_until(lambda: not any(map(alive, workers)))
+    until(lambda: not any(map(alive, workers)))
     if event.startswith("SIGTERM"):
         assert codes == [143, 143], ends
     else:
