@@ -90,13 +90,13 @@ def _status_of_fleet(folder: Path, max_age_s: float, *, check: bool, as_json: bo
 def _grouped(store: Path, kind: str) -> tuple[dict[str, dict[str, int]], list[str]]:
     """Return the sums of each group of answers by its name, and the same as lines of text."""
     from harvester.observe.report import groups
-    from harvester.observe.report.answer_statistics import census_of_store
+    from harvester.observe.report.answer_statistics import statistics_of_store
 
     if kind not in groups.KINDS:
         raise UsageError(
             f"answers can't be counted by {kind!r}", place="--by", remedy=f"one of {', '.join(groups.KINDS)}"
         )
-    largest = census_of_store(store)[0].by_group.largest(kind)
+    largest = statistics_of_store(store)[0].by_group.largest(kind)
     return {name: group.as_dict() for name, group in largest}, groups.table_lines(kind, largest)
 
 

@@ -17,7 +17,7 @@ from harvester.api.types import Request
 from harvester.cli.store import verify_lines
 from harvester.errors import HarvesterError, StoreCorrupt, StoreError
 from harvester.export.curate import CurateConfig, curate
-from harvester.observe.report.answer_statistics import census_of_store
+from harvester.observe.report.answer_statistics import statistics_of_store
 from harvester.observe.report.samples import search
 from harvester.observe.status import current_status
 from harvester.store.journal.batches import BatchRow, BatchState, StoredBatch, enter_batch
@@ -71,7 +71,7 @@ def found(store: Path) -> int:
 READERS: dict[str, Callable[[Path], object]] = {
     "read": read_all,
     "curate": curated,
-    "census": census_of_store,
+    "statistics": statistics_of_store,
     "search": found,
     "facts": lambda store: Corpus.open(store).distinct(["run_id"]),
     "lineages": lambda store: Corpus.open(store).lineages(),

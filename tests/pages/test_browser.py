@@ -162,7 +162,7 @@ def test_hostile_text_is_inert_in_the_view_and_search_finds_it(
 def test_the_view_refreshes_by_itself_and_says_when_it_no_longer_does(
     browser: Any, tmp_path: Path, served: Served, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(view, "CENSUS_EVERY_S", 0.1)
+    monkeypatch.setattr(view, "READ_EVERY_S", 0.1)
     store = tmp_path / "store"
     with store_rows.open_store(store) as journal:
         store_rows.fill(journal, range(5))

@@ -85,7 +85,7 @@ class Place:
 
 
 @dataclass(slots=True)
-class Census:
+class AnswerStatistics:
     """Counts, sums, histograms, and the places of the answers to show."""
 
     rows: int = 0
@@ -103,8 +103,8 @@ class Census:
     by_group: groups.Groups = field(default_factory=groups.Groups)
     shown: dict[str, list[Place]] = field(default_factory=dict)
 
-    def add(self, other: Census) -> None:
-        """Add another census, which must not count the same answers."""
+    def add(self, other: AnswerStatistics) -> None:
+        """Add the statistics of other answers, which must not count the same answers."""
         for name in ("rows", "mock", "input_tokens", "output_tokens", "cost_microusd"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.outcomes.update(other.outcomes)
@@ -123,19 +123,21 @@ class Census:
             self.shown[outcome] = heapq.nsmallest(_most(outcome), [*mine, *places])
 
 
-# File name of a sealed shard -> its census. Shards never change, so a later reading can reuse them.
-ShardCensuses = dict[str, Census]
+# File name of a sealed shard -> its statistics. Shards never change, so a later reading can reuse them.
+ShardStatistics = dict[str, AnswerStatistics]
 
 
-def census_of_store(store: Path, known: ShardCensuses | None = None) -> tuple[Census, list[Sample]]:
-    """The census of a store, and the answers to show, lowest key first.
+def statistics_of_store(
+    store: Path, known: ShardStatistics | None = None
+) -> tuple[AnswerStatistics, list[Sample]]:
+    """Return the statistics of a store, and the answers to show, lowest key first.
 
     Raises:
         StoreError, StoreCorrupt: a file is missing or is not what was sealed.
     """
     corpus = Corpus.open(store)
     known = {} if known is None else known
-    total = Census()
+    total = AnswerStatistics()
     journalled: dict[str, Sample] = {}
     with hold_for_reading(corpus.folder), translate_value_errors(corpus.folder):
         with corpus.snapshot(tuple({*_LIGHT, *TEXTS})) as (manifest, tail):
@@ -151,25 +153,25 @@ def census_of_store(store: Path, known: ShardCensuses | None = None) -> tuple[Ce
         for entry in manifest:
             if entry.name not in known:
                 with open_entry(corpus.folder, entry) as file:
-                    known[entry.name] = census_of(file.read(columns=list(_LIGHT)), entry.name)
+                    known[entry.name] = statistics_of(file.read(columns=list(_LIGHT)), entry.name)
             total.add(known[entry.name])
         entries = {entry.name: entry for entry in manifest}
         return total, _fetch(total, journalled, corpus.folder, entries)
 
 
-def _add_journalled(total: Census, journalled: dict[str, Sample], waiting: list[Sample]) -> None:
+def _add_journalled(total: AnswerStatistics, journalled: dict[str, Sample], waiting: list[Sample]) -> None:
     if not waiting:
         return
-    total.add(census_of(to_table(waiting), ""))
+    total.add(statistics_of(to_table(waiting), ""))
     wanted = {place.key for places in total.shown.values() for place in places if not place.shard}
     journalled.update((sample.key, sample) for sample in waiting)
     for key in journalled.keys() - wanted:
         del journalled[key]
 
 
-def census_of(table: pa.Table, shard: str) -> Census:
-    """The census of one table of the contract's schema."""
-    census = Census(
+def statistics_of(table: pa.Table, shard: str) -> AnswerStatistics:
+    """Return the statistics of one table of the contract's schema."""
+    statistics = AnswerStatistics(
         rows=table.num_rows,
         mock=_sum(table["mock"]),
         input_tokens=_sum(table["input_tokens"]),
@@ -186,22 +188,22 @@ def census_of(table: pa.Table, shard: str) -> Census:
         at_us = pc.cast(table["created_at"], pa.int64())
         bounds = pc.min_max(at_us).as_py()
         step = step_for(bounds["max"] - bounds["min"])
-        census.timeline.note(_counts(pc.divide(at_us, step)), step)
-    census.by_group.add_table(table)
+        statistics.timeline.note(_counts(pc.divide(at_us, step)), step)
+    statistics.by_group.add_table(table)
     light = table.select(["key", "outcome"]).append_column("row", pa.array(range(table.num_rows)))
-    for outcome in census.outcomes:
+    for outcome in statistics.outcomes:
         rows = light.filter(pc.equal(light["outcome"], outcome))
         chosen = pc.select_k_unstable(
             rows, k=min(_most(outcome), rows.num_rows), sort_keys=[("key", "ascending")]
         )
-        census.shown[outcome] = [
+        statistics.shown[outcome] = [
             Place(row["key"], shard, row["row"]) for row in rows.take(chosen).to_pylist()
         ]
-    return census
+    return statistics
 
 
 def _fetch(
-    total: Census, journalled: Mapping[str, Sample], folder: Path, entries: Mapping[str, ShardEntry]
+    total: AnswerStatistics, journalled: Mapping[str, Sample], folder: Path, entries: Mapping[str, ShardEntry]
 ) -> list[Sample]:
     """The answers to show, with their texts: a row group is read once, however many are in it."""
     samples = dict(journalled)

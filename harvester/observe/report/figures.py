@@ -11,7 +11,7 @@ from itertools import groupby, pairwise
 from typing import Any
 
 from harvester.observe.report import charts
-from harvester.observe.report.answer_statistics import Census
+from harvester.observe.report.answer_statistics import AnswerStatistics
 from harvester.observe.report.charts import Series
 
 Point = Mapping[str, Any]
@@ -111,10 +111,10 @@ def reason(waiting: str) -> str:
     return re.sub(r", \d+ s$", "", waiting) or NOTHING_HELD
 
 
-def rate_charts(course: TimelineCurves, census: Census) -> list[dict[str, Any]]:
+def rate_charts(course: TimelineCurves, statistics: AnswerStatistics) -> list[dict[str, Any]]:
     """Charts of rate and limit, requests in flight and window, causes of delay, and cost."""
     if not any(len(run) > 2 for run in course.runs):
-        return [_rate_from_answers(census)]
+        return [_rate_from_answers(statistics)]
     peak = max((point[1] for point in course.rate("stored") if point), default=0.0)
     per_s, unit = (1.0, "s") if peak >= 1 else (60.0, "min")
     stored, refused = course.rate("stored", per_s), course.rate("limited", per_s)
@@ -149,7 +149,7 @@ def rate_charts(course: TimelineCurves, census: Census) -> list[dict[str, Any]]:
         ),
         figure("What delayed requests", charts.shares(course.waits(), duration), "Time by reason."),
     ]
-    if census.cost_microusd:
+    if statistics.cost_microusd:
         cost = Series("cost", course.total("microusd", 1e-6), "two", area=True)
         drawn.append(
             figure("Cost so far", charts.lines([cost], x=course.clock, y=charts.dollars, marks=course.marks))
@@ -157,11 +157,11 @@ def rate_charts(course: TimelineCurves, census: Census) -> list[dict[str, Any]]:
     return drawn
 
 
-def _rate_from_answers(census: Census) -> dict[str, Any]:
+def _rate_from_answers(statistics: AnswerStatistics) -> dict[str, Any]:
     """Answers per second from their own times, for a store without trace.jsonl."""
-    rates = census.timeline.rates()
+    rates = statistics.timeline.rates()
     drawing = charts.lines([Series("answers", rates, "one", area=True)], x=_clock)
-    note = "From the times of the answers: there is no trace.jsonl." if census.rows else ""
+    note = "From the times of the answers: there is no trace.jsonl." if statistics.rows else ""
     return figure("Answers per second", drawing, note)
 
 
@@ -169,18 +169,22 @@ def _clock(at: float) -> str:
     return f"{datetime.fromtimestamp(at, UTC):%b %d, %H:%M:%S}"
 
 
-def answer_charts(census: Census, errors: Mapping[str, int]) -> list[dict[str, Any]]:
+def answer_charts(statistics: AnswerStatistics, errors: Mapping[str, int]) -> list[dict[str, Any]]:
     """Charts of latency, tokens, endings and errors."""
     endings = "Finish reasons, and outcomes that differ from them."
     drawn = [
         figure(
             "Latency",
-            charts.histogram(census.latency_ms, format=charts.milliseconds),
+            charts.histogram(statistics.latency_ms, format=charts.milliseconds),
             "Send to last byte, of the attempt that answered.",
         ),
-        figure("Tokens of an answer", charts.histogram(census.tokens_out, unit="tokens", whole_numbers=True)),
-        figure("Tokens of a prompt", charts.histogram(census.tokens_in, unit="tokens", whole_numbers=True)),
-        figure("How answers ended", charts.shares(_endings(census)), endings),
+        figure(
+            "Tokens of an answer", charts.histogram(statistics.tokens_out, unit="tokens", whole_numbers=True)
+        ),
+        figure(
+            "Tokens of a prompt", charts.histogram(statistics.tokens_in, unit="tokens", whole_numbers=True)
+        ),
+        figure("How answers ended", charts.shares(_endings(statistics)), endings),
     ]
     if errors:
         drawn.append(
@@ -189,12 +193,12 @@ def answer_charts(census: Census, errors: Mapping[str, int]) -> list[dict[str, A
     return drawn
 
 
-def _endings(census: Census) -> Counter[str]:
+def _endings(statistics: AnswerStatistics) -> Counter[str]:
     """Finish reasons, and outcomes that a finish reason does not tell."""
     usual = {"ok": "stop", "truncated": "length", "filtered": "content_filter", "tool_call": "tool_calls"}
-    endings = Counter({name or "(none)": count for name, count in census.finish_reasons.items()})
-    for outcome, count in census.outcomes.items():
-        if usual.get(outcome, "") not in census.finish_reasons:
+    endings = Counter({name or "(none)": count for name, count in statistics.finish_reasons.items()})
+    for outcome, count in statistics.outcomes.items():
+        if usual.get(outcome, "") not in statistics.finish_reasons:
             endings[f"{outcome} (outcome)"] += count
     return endings
 

@@ -19,7 +19,7 @@ from harvester.observe.canary import read_rounds
 from harvester.observe.counters import unusable
 from harvester.observe.report import charts, figures, groups, html
 from harvester.observe.report import scorecard as judged
-from harvester.observe.report.answer_statistics import Census, ShardCensuses, census_of_store
+from harvester.observe.report.answer_statistics import AnswerStatistics, ShardStatistics, statistics_of_store
 from harvester.observe.report.samples import samples_view
 from harvester.observe.status import current_status, read_status, replica_texts, rows_done
 from harvester.observe.timeline import read_timeline
@@ -38,7 +38,7 @@ GROUPS_SHOWN = 30
 class ReportData:
     """All data of a page, read at one moment."""
 
-    census: Census
+    statistics: AnswerStatistics
     samples: list[Sample]
     points: list[dict[str, Any]]
     status: dict[str, Any]
@@ -63,7 +63,7 @@ def write_report(
         ConfigError: the scorecard or the training log is missing or isn't one, or `out` can't be written.
     """
     account = gather(store, card=judged.read_scorecard(scorecard), training=judged.read_training(training))
-    text = html.document(overview(account), samples_view(account.census, account.samples))
+    text = html.document(overview(account), samples_view(account.statistics, account.samples))
     output_path.folder(out.parent)
     with output_path.replacing(out, store) as file:
         file.write(text.encode())
@@ -73,19 +73,19 @@ def write_report(
 def gather(
     store: Path,
     *,
-    known: ShardCensuses | None = None,
+    known: ShardStatistics | None = None,
     card: Mapping[str, Any] | None = None,
     training: Sequence[dict[str, Any]] = (),
 ) -> ReportData:
-    """Read a store, also during a run; `known` keeps sealed shards' censuses between calls.
+    """Read a store, also during a run; `known` keeps sealed shards' statistics between calls.
 
     Raises:
         StoreError, StoreCorrupt: it can't be read.
     """
-    census, samples = census_of_store(store, known)
+    statistics, samples = statistics_of_store(store, known)
     status, totals, runs = ledger_of(store)
     points, rounds = read_timeline(store), read_rounds(store)
-    return ReportData(census, samples, points, status, totals, runs, card, list(training), rounds)
+    return ReportData(statistics, samples, points, status, totals, runs, card, list(training), rounds)
 
 
 def ledger_of(store: Path) -> tuple[dict[str, Any], Totals, list[dict[str, Any]]]:
@@ -114,11 +114,13 @@ def ledger_of(store: Path) -> tuple[dict[str, Any], Totals, list[dict[str, Any]]
 
 def overview(account: ReportData) -> dict[str, Any]:
     """The values of the page's upper part: all but the list of samples."""
-    census = account.census
+    statistics = account.statistics
     course = figures.TimelineCurves(account.points)
     return {
-        "title": f"Harvest of {_names(census, 'request_model', 1)}" if census.rows else "No answers yet",
-        "subtitle": _subtitle(census),
+        "title": f"Harvest of {_names(statistics, 'request_model', 1)}"
+        if statistics.rows
+        else "No answers yet",
+        "subtitle": _subtitle(statistics),
         "state": account.status.get("state", ""),
         "made_at": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC",
         "bars": progress(account.status),
@@ -128,14 +130,14 @@ def overview(account: ReportData) -> dict[str, Any]:
         "scorecard": judged.scorecard_parts(account.card) if account.card else None,
         "training": judged.training_charts(account.training) if account.training else [],
         "charts": [
-            *figures.rate_charts(course, census),
-            *figures.answer_charts(census, account.totals.errors),
+            *figures.rate_charts(course, statistics),
+            *figures.answer_charts(statistics, account.totals.errors),
         ],
         "drift": _drift(account.rounds),
         "process": figures.process_charts(course) if any(len(run) > 2 for run in course.runs) else [],
-        "groups": _groups(census),
+        "groups": _groups(statistics),
         "runs": [_run(run, alive=bool(account.status.get("alive"))) for run in account.runs],
-        "provenance": _provenance(census),
+        "provenance": _provenance(statistics),
     }
 
 
@@ -165,19 +167,19 @@ def _bar(name: str, done: float, total: float, text: str) -> dict[str, str]:
     return {"name": name, "width": f"{share * 100:.2f}", "said": f"{text} ({share:.1%})"}
 
 
-def _names(census: Census, fact: str, most: int) -> str:
-    return ", ".join(name for name, _ in census.facts[fact].most_common(most))
+def _names(statistics: AnswerStatistics, fact: str, most: int) -> str:
+    return ", ".join(name for name, _ in statistics.facts[fact].most_common(most))
 
 
-def _subtitle(census: Census) -> str:
-    if not census.rows:
+def _subtitle(statistics: AnswerStatistics) -> str:
+    if not statistics.rows:
         return "answers will appear here"
-    models = _names(census, "request_model", 3)
-    mock = " (mock teacher: these rows are marked as not real)" if census.mock else ""
-    return f"{census.rows:,} answers from {models}{mock}"
+    models = _names(statistics, "request_model", 3)
+    mock = " (mock teacher: these rows are marked as not real)" if statistics.mock else ""
+    return f"{statistics.rows:,} answers from {models}{mock}"
 
 
-def _groups(census: Census) -> list[dict[str, Any]]:
+def _groups(statistics: AnswerStatistics) -> list[dict[str, Any]]:
     """The largest groups of each kind that divides the answers."""
     return [
         {
@@ -186,27 +188,27 @@ def _groups(census: Census) -> list[dict[str, Any]]:
             "further": f"{len(largest[GROUPS_SHOWN:]):,}",
         }
         for kind in groups.KINDS
-        if census.by_group.has_several_groups(kind)
-        for largest in [census.by_group.largest(kind)]
+        if statistics.by_group.has_several_groups(kind)
+        for largest in [statistics.by_group.largest(kind)]
     ]
 
 
-def _provenance(census: Census) -> list[tuple[str, str]]:
+def _provenance(statistics: AnswerStatistics) -> list[tuple[str, str]]:
     rows = [
         (
             fact.replace("_", " "),
             ", ".join(f"{name or '(none)'} ({n:,})" for name, n in counts.most_common(6)),
         )
-        for fact, counts in census.facts.items()
+        for fact, counts in statistics.facts.items()
         if counts
     ]
-    return [*rows, ("mock", f"{census.mock:,} of {census.rows:,}")] if census.rows else rows
+    return [*rows, ("mock", f"{statistics.mock:,} of {statistics.rows:,}")] if statistics.rows else rows
 
 
 def _tiles(account: ReportData) -> list[dict[str, Any]]:
-    census, status, totals = account.census, account.status, account.totals
+    statistics, status, totals = account.statistics, account.status, account.totals
     live = status.get("state") in list(RunState)
-    tiles = [_tile("answers held", f"{max(census.rows, totals.held):,}")]
+    tiles = [_tile("answers held", f"{max(statistics.rows, totals.held):,}")]
     rates, eta = status.get("rates") or {}, status.get("eta_s") or {}
     if live and rates:
         tiles.append(_tile("requests a minute", f"{rates.get('requests_per_minute', 0):,.0f}"))
@@ -215,8 +217,10 @@ def _tiles(account: ReportData) -> list[dict[str, Any]]:
     done = (status.get("done_at") or {}).get("likely")
     if live and done is not None:
         tiles.append(_tile("done, likely (UTC)", f"{schedule.moment(done):%b %d, %H:%M}"))
-    tiles.append(_tile("tokens in and out", charts.compact(census.input_tokens + census.output_tokens)))
-    tiles.append(_tile("cost", charts.dollars(totals.cost_microusd / 1e6 or census.cost_microusd / 1e6)))
+    tiles.append(
+        _tile("tokens in and out", charts.compact(statistics.input_tokens + statistics.output_tokens))
+    )
+    tiles.append(_tile("cost", charts.dollars(totals.cost_microusd / 1e6 or statistics.cost_microusd / 1e6)))
     if canaries := status.get("canary_microusd_ever"):
         tiles.append(_tile("cost of canaries", charts.dollars(canaries / 1e6)))
     projected = status.get("cost_projected_microusd") or {}

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from harvester.observe.report import charts
-from harvester.observe.report.answer_statistics import TEXTS, Census
+from harvester.observe.report.answer_statistics import TEXTS, AnswerStatistics
 from harvester.store.journal.records import ShardEntry
 from harvester.store.reader import Corpus
 from harvester.store.shards.proved import open_entry
@@ -35,12 +35,12 @@ _TAIL = "journal"
 _NUMBER = re.compile(r"[0-9]{1,15}")
 
 
-def samples_view(census: Census, samples: Sequence[Sample]) -> dict[str, Any]:
+def samples_view(statistics: AnswerStatistics, samples: Sequence[Sample]) -> dict[str, Any]:
     """The answers of the page, and the outcomes to filter them by."""
     return {
         "samples": [sample_view(sample) for sample in samples],
-        "outcomes": [name for name, _ in census.outcomes.most_common()],
-        "total_samples": f"{census.rows:,}",
+        "outcomes": [name for name, _ in statistics.outcomes.most_common()],
+        "total_samples": f"{statistics.rows:,}",
     }
 
 

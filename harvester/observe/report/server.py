@@ -31,14 +31,14 @@ from harvester.errors import ConfigError, StoreError
 from harvester.observe.canary import read_rounds
 from harvester.observe.report import html as page
 from harvester.observe.report import prometheus, report
-from harvester.observe.report.answer_statistics import ShardCensuses
+from harvester.observe.report.answer_statistics import ShardStatistics
 from harvester.observe.report.samples import sample_view, samples_view, search
 from harvester.observe.timeline import read_timeline
 
 HOSTS = frozenset({"127.0.0.1", "localhost"})
-# The corpus is read again after CENSUS_EVERY_S, or CENSUS_SHARE times the duration of reading it, if longer.
-CENSUS_EVERY_S = 5.0
-CENSUS_SHARE = 20
+# The corpus is read again after READ_EVERY_S, or READ_SHARE times the duration of reading it, if longer.
+READ_EVERY_S = 5.0
+READ_SHARE = 20
 TOKEN_BYTES = 16
 _METRICS = "/metrics"
 _REMEDY = "open the address that `harvester view` printed: it holds a token that is new at each start\n"
@@ -106,19 +106,19 @@ class LiveReport:
     def __init__(self, store: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self.store = store
         self._clock = clock
-        self._known: ShardCensuses = {}
+        self._known: ShardStatistics = {}
         self._lock = threading.Lock()
         self._reading = False
         self._due = 0.0
         self._account = self._take()
 
     def account(self) -> report.ReportData:
-        """Return the newest data. A due census is computed in a thread; a later call returns it."""
+        """Return the newest data. A due statistics is computed in a thread; a later call returns it."""
         with self._lock:
             begin = self._clock() >= self._due and not self._reading
             self._reading = self._reading or begin
         if begin:
-            threading.Thread(target=self._refresh, name="census", daemon=True).start()
+            threading.Thread(target=self._refresh, name="statistics", daemon=True).start()
         account = self._account
         status, totals, runs = report.ledger_of(self.store)
         return replace(
@@ -133,14 +133,14 @@ class LiveReport:
     def _take(self) -> report.ReportData:
         began = self._clock()
         account = report.gather(self.store, known=self._known)
-        self._due = self._clock() + max(CENSUS_EVERY_S, CENSUS_SHARE * (self._clock() - began))
+        self._due = self._clock() + max(READ_EVERY_S, READ_SHARE * (self._clock() - began))
         return account
 
     def _refresh(self) -> None:
         try:
             self._account = self._take()
         except StoreError:  # a shard was merged into another while it was read: the next look finds that one
-            self._due = self._clock() + CENSUS_EVERY_S
+            self._due = self._clock() + READ_EVERY_S
         finally:
             self._reading = False
 
@@ -158,7 +158,7 @@ def build_app(store: Path, token: str) -> ASGIApp:
 
     def page_document(_: Request) -> Response:
         account = live.account()
-        browsed = samples_view(account.census, account.samples[:50])
+        browsed = samples_view(account.statistics, account.samples[:50])
         return HTMLResponse(page.document(report.overview(account), browsed, page.VIEW_SCRIPT))
 
     def overview(_: Request) -> Response:

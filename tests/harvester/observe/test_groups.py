@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harvester.mock_teacher.running import RunningMock
-from harvester.observe.report.answer_statistics import census_of_store
+from harvester.observe.report.answer_statistics import statistics_of_store
 from harvester.observe.report.groups import KINDS, MOST_GROUPS, NONE, OTHERS, Group, Groups, table_lines
 from harvester.observe.report.report import write_report
 from harvester.store.shards.schema import Sample, to_table
@@ -96,7 +96,7 @@ def test_status_and_the_page_count_answers_by_task_tag_and_split(mock_teacher: M
     ]
     empty = {"action": "empty_content", "prompt": "What is 4 + 1"}
     store = run_harvest(mock_teacher(), tmp_path, [empty], prompts=prompts).store
-    by_kind = census_of_store(store)[0].by_group.by_kind
+    by_kind = statistics_of_store(store)[0].by_group.by_kind
     assert {kind: {name: group.answers for name, group in by_kind[kind].items()} for kind in KINDS} == {
         "task": {"sum": 9, "<b>odd</b>": 3},
         "tag": {"even": 6, NONE: 6},

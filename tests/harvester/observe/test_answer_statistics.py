@@ -9,7 +9,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harvester.observe.report import census
+from harvester.observe.report import answer_statistics
 from harvester.observe.report.histogram import MOST_BUCKETS, Histogram, TimeBuckets, step_for
 from harvester.store.reader import Corpus
 from harvester.store.shards import seal
@@ -38,23 +38,23 @@ def build(store: Path, cuts: tuple[int, ...], count: int) -> None:
                 seal.seal(journal, store, target_bytes=1 << 20, everything=True)
 
 
-def test_a_census_agrees_with_the_rows(tmp_path: Path):
+def test_answer_statistics_agrees_with_the_rows(tmp_path: Path):
     build(tmp_path / "s", (29, 69), 100)
-    census_now, shown = census.census_of_store(tmp_path / "s")
+    statistics, shown = answer_statistics.statistics_of_store(tmp_path / "s")
     samples = list(Corpus.open(tmp_path / "s").samples())
-    assert census_now.rows == len(samples) == 100
-    assert census_now.output_tokens == sum(s.output_tokens for s in samples)
-    assert census_now.cost_microusd == sum(range(100))
-    assert census_now.outcomes == {"truncated": 10, "ok": 90}
-    assert census_now.finish_reasons == {"length": 10, "stop": 90}
-    assert census_now.facts["response_model"] == {"mock-2026": 100}
+    assert statistics.rows == len(samples) == 100
+    assert statistics.output_tokens == sum(s.output_tokens for s in samples)
+    assert statistics.cost_microusd == sum(range(100))
+    assert statistics.outcomes == {"truncated": 10, "ok": 90}
+    assert statistics.finish_reasons == {"length": 10, "stop": 90}
+    assert statistics.facts["response_model"] == {"mock-2026": 100}
     assert (
-        census_now.timeline.buckets.total()
-        == census_now.latency_ms.count
-        == census_now.tokens_out.count
+        statistics.timeline.buckets.total()
+        == statistics.latency_ms.count
+        == statistics.tokens_out.count
         == 100
     )
-    assert census_now.tokens_out.zeros == 15
+    assert statistics.tokens_out.zeros == 15
     assert {s.key for s in shown} == {s.key for s in samples}
     by_key = {s.key: s for s in samples}
     assert all(
@@ -66,18 +66,18 @@ def test_it_is_the_same_however_the_store_is_cut(tmp_path: Path):
     build(tmp_path / "one", (99,), 100)
     build(tmp_path / "many", (3, 40, 41, 90), 100)
     build(tmp_path / "none", (), 100)
-    taken = [census.census_of_store(tmp_path / name) for name in ("one", "many", "none")]
-    for census_now, shown in taken[1:]:
+    taken = [answer_statistics.statistics_of_store(tmp_path / name) for name in ("one", "many", "none")]
+    for statistics, shown in taken[1:]:
         assert [s.key for s in shown] == [s.key for s in taken[0][1]]
         for name in ("rows", "outcomes", "facts", "latency_ms", "tokens_out", "timeline", "cost_microusd"):
-            assert getattr(census_now, name) == getattr(taken[0][0], name)
+            assert getattr(statistics, name) == getattr(taken[0][0], name)
 
 
 def test_rare_outcomes_are_shown_and_the_rest_is_bounded(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(census, "SHOWN", 20)
-    monkeypatch.setattr(census, "SHOWN_OTHER", 4)
+    monkeypatch.setattr(answer_statistics, "SHOWN", 20)
+    monkeypatch.setattr(answer_statistics, "SHOWN_OTHER", 4)
     build(tmp_path / "s", (29, 69), 100)
-    _, shown = census.census_of_store(tmp_path / "s")
+    _, shown = answer_statistics.statistics_of_store(tmp_path / "s")
     assert sorted(s.outcome for s in shown) == ["ok"] * 20 + ["truncated"] * 4
     keys = sorted(s.key for s in Corpus.open(tmp_path / "s").samples() if s.outcome == "ok")
     assert [s.key for s in shown if s.outcome == "ok"] == keys[:20]
@@ -86,11 +86,11 @@ def test_rare_outcomes_are_shown_and_the_rest_is_bounded(tmp_path: Path, monkeyp
 def test_a_reader_that_comes_back_reads_only_what_is_new(tmp_path: Path):
     store = tmp_path / "s"
     build(store, (49,), 60)
-    known: census.ShardCensuses = {}
-    first, _ = census.census_of_store(store, known)
+    known: answer_statistics.ShardStatistics = {}
+    first, _ = answer_statistics.statistics_of_store(store, known)
     (name,) = known
     known[name].rows += 1000  # had it been read again, this would be gone
-    again, _ = census.census_of_store(store, known)
+    again, _ = answer_statistics.statistics_of_store(store, known)
     assert again.rows == first.rows + 1000
 
 
