@@ -38,6 +38,7 @@ DOCUMENTS = {
     "data/terms/README.md": "how-to/terms-record.md",
     "tests/faults/README.md": "reference/faults.md",
     "tests/trainer/README.md": "reference/training-faults.md",
+    "harvester/CONFIG.md": "reference/curate-toml.md",
     "trainer/ARCHITECTURES.md": "reference/student-architectures.md",
     "trainer/CONFIG.md": "reference/trainer-toml.md",
 }

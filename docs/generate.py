@@ -30,24 +30,10 @@ from harvester.config import provider_presets
 from harvester.config.config import HarvestConfig
 from harvester.mock_teacher.__main__ import parser as mock_parser
 from harvester.store.shards.schema import COLUMNS
+from harvester.system.command_line.remedies import EXIT_CODES, TRAINER_CODES
 from harvester.terms.records import load_registry
 from trainer.cli import main as cli
 from trainer.reference import descriptions
-
-# Exit codes in the order of the page; the meaning of those without an error class.
-EXIT_CODES = {
-    0: "complete",
-    1: "`verify` or `--check` found a problem; data with a fatal fault; a training that diverged",
-    2: "wrong usage or configuration, or a package that is not installed",
-    3: "complete, but more rows failed than `[run] max_failed`, or more answers are unusable than `max_unusable`",
-    4: "the teacher refuses: key, quota, model, policy",
-    5: "storage error",
-    10: "stopped at a limit; the same command resumes",
-    75: "another process uses the store or the output folder, or a process of a training was lost",
-    77: "the terms do not permit it",
-    130: "interrupted by SIGINT; the same command resumes",
-    143: "interrupted by SIGTERM; the same command resumes",
-}
 
 # Errors that have the exit code of the command which failed.
 HAVE_ANOTHERS_CODE = {trainer.errors.HarvestFailed.code, trainer.errors.CommandFailed.code}
@@ -59,8 +45,9 @@ def harvest_toml() -> str:
         "# harvest.toml",
         "The tables and keys of the file that `harvester plan`, `run` and `judge` read. Relative paths start from "
         "its folder. An unknown key is an error that names the nearest known one. `harvester init DIR` writes a file to "
-        "start from; `harvester config schema` prints the JSON Schema for editors. curate.toml and train.toml share "
-        "`[verify]` and `[decontaminate]`; their other keys are in [the configuration of curation and "
+        "start from; `harvester config schema` prints the JSON Schema for editors. `[verify]`, `[decontaminate]`, "
+        "`[score]`, `[accept]` and `[batch]`, and the keys of curate.toml and judge.toml, are explained in [the "
+        "configuration of curation](../../harvester/CONFIG.md), those of train.toml in [the configuration of "
         "training](../../trainer/CONFIG.md).",
     ]
     for name, section in _sections(HarvestConfig, ""):
@@ -167,26 +154,25 @@ def error_codes() -> str:
     """Return every error code: meaning, what is done about it, remedy."""
     parts = [
         "# Error codes",
-        "The codes in `error[CODE]` and in dead_letters.jsonl. `harvester explain CODE` prints the same.",
+        "The codes in `error[CODE]`, of both programs, and in dead_letters.jsonl. `harvester explain CODE` prints the same.",
     ]
-    for code in explain.error_classes():
-        (each,) = explain.explanations(code)
+    for code, each in explain.all_explanations().items():
         ends = "the run continues" if each.exit_code is None else f"exit code {each.exit_code}"
+        if code in HAVE_ANOTHERS_CODE:
+            ends = "exit code: that of the command that failed"
+        if code == next(iter(TRAINER_CODES)):
+            parts.append("## Errors of the trainer\n\nOnly `trainer` ends with these codes.")
         again = {
             None: "",
             True: " A further attempt would fail again.",
             False: " A further attempt may succeed.",
         }
         parts += [
-            f"## {code}",
+            f"{'###' if code in TRAINER_CODES else '##'} {code}",
             f"{each.meaning}{again[each.is_permanent]} ({ends})",
             f"What we do\n: {each.done}",
             f"Remedy\n: {each.remedy}",
         ]
-    parts.append("## Errors of the trainer")
-    for code, error in _trainer_errors().items():
-        ends = "that of the command that failed" if code in HAVE_ANOTHERS_CODE else error.exit_code
-        parts += [f"### {code}", f"{_first_paragraphs(error)} (exit code: {ends})"]
     return "\n\n".join(parts) + "\n"
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from harvester.export.curate import CurateCounts
+    from harvester.export.drops import Drop
     from harvester.library import HarvestEvent, curate, harvest, open, plan, start
     from harvester.run.endings import Summary
     from harvester.run.planning.plan_result import Plan
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 # The module of each public name.
 _MODULES = {
     "CurateCounts": "harvester.export.curate",
+    "Drop": "harvester.export.drops",
     "HarvestEvent": "harvester.library",
     "Plan": "harvester.run.planning.plan_result",
     "Running": "harvester.system.background",
@@ -37,6 +39,7 @@ _MODULES = {
 
 __all__ = [
     "CurateCounts",
+    "Drop",
     "HarvestEvent",
     "Plan",
     "Running",

@@ -17,7 +17,7 @@ HarvesterError                      has a cause, a place, a remedy and an exit c
 ├── StoppedAtLimit             10   a ceiling the user set; resumable
 ├── Interrupted           130/143   a signal; drained; resumable
 ├── FindingsError               1   `verify` or `--check` found something
-├── TooManyFailures             3   complete, but more rows failed than max_failed
+├── TooManyFailures             3   complete, but more failed or unusable than max_failed, max_unusable allow
 ├── TeacherChanged                  a canary got another model or other answers; reported, ends nothing
 └── TeacherError                    one attempt brought no answer
     ├── transient: the same request may succeed later
@@ -194,7 +194,7 @@ class FindingsError(HarvesterError):
 
 
 class TooManyFailures(HarvesterError):
-    """The run is complete, but more rows failed than `max_failed` allows."""
+    """The run is complete, but too many rows failed (`max_failed`) or are unusable (`max_unusable`)."""
 
     code = "too_many_failures"
     exit_code = 3
@@ -355,7 +355,7 @@ class Ending(StrEnum):
     """How a run ended. The value is its `state` in status.json and its `ending` in the journal.
 
     `exit_code` is the code of the ending itself. Two things change it: a signal (128 + its number), and more
-    failed rows than `max_failed` in a complete run (3).
+    failed rows than `max_failed`, or unusable answers than `max_unusable`, in a complete run (3).
     """
 
     exit_code: int

@@ -57,7 +57,7 @@ max_length = 256             # longer rows are left out and counted; a real stud
 lr = 3e-3                    # a real student: 2e-4"""
 
 HARVEST_TOML = """\
-# All keys: trainer/CONFIG.md; `harvester init` writes a longer example.
+# All keys: `harvester config schema`; `harvester init` writes a longer example.
 [teacher]
 base_url = "http://127.0.0.1:{port}/v1"    # of the mock teacher; put your own server or API here
 model = "mock-teacher"

@@ -31,10 +31,11 @@ from harvester.system.command_line.unused_imports import skip_unused_imports
 from harvester.system.command_line.version import version_option
 from harvester.system.open_files import SHORTAGE
 
-EXIT_CODES = """Exit codes: 0 complete; 1 verify or --check found a problem; 2 wrong usage or configuration;
-3 complete, but more rows failed than max_failed; 4 the teacher refuses (key, quota, model); 5 storage error;
-10 stopped at a limit, resumable; 75 another process uses the store; 77 the terms do not permit it;
-130 or 143 interrupted by a signal, resumable."""
+EXIT_CODES = """Exit codes: 0 complete; 1 verify or --check found a problem; 2 wrong usage or configuration,
+or a package that is not installed; 3 complete, but more rows failed than max_failed, or more answers are
+unusable than max_unusable; 4 the teacher refuses (key, quota, model, policy); 5 storage error; 10 stopped at
+a limit, resumable; 75 another process uses the store; 77 the terms do not permit it; 130 or 143 interrupted
+by a signal, resumable."""
 
 app = HarvesterApp(
     name="harvester",
@@ -116,7 +117,7 @@ def _standard_streams() -> None:
 
 
 def _print_error(error: HarvesterError) -> None:
-    from harvester.cli.explain import remedy_of
+    from harvester.system.command_line.remedies import remedy_of
 
     message(f"error[{error.code}]: {error.message}")
     if error.place:

@@ -26,14 +26,21 @@ def register(app: HarvesterApp) -> None:
 
 
 def explain(
-    code: str = typer.Argument(
-        ..., metavar="CODE", help="Error code, as in error[CODE] or dead_letters.jsonl; or exit code."
+    code: str | None = typer.Argument(
+        None,
+        metavar="[CODE]",
+        help="Error code, as in error[CODE] or dead_letters.jsonl; or exit code. Default: list all codes.",
     ),
     as_json: bool = JSON,
 ) -> None:
-    """Say what an error or exit code means, what the harvester did about it, and what you can do."""
-    from harvester.cli.explain import explanations
+    """Say what an error or exit code of either program means, what was done about it, and what you can do."""
+    from harvester.cli.explain import all_explanations, explanations, listing
+    from harvester.system.command_line.remedies import EXIT_CODES
 
+    if code is None:
+        known = [each.as_dict() for each in all_explanations().values()]
+        emit({"codes": known, "exit_codes": EXIT_CODES}, listing(), as_json=as_json)
+        return
     for explanation in explanations(code):
         emit(explanation.as_dict(), explanation.lines(), as_json=as_json)
 

@@ -51,7 +51,7 @@ DEFAULT_FILTERS = ("finished", "not_blank")
 EXAMPLES = 8
 SHOWN_CHARACTERS = 1000
 # Remedy of errors in a curate.toml that have none of their own.
-_KEYS = "the section curate.toml of trainer/CONFIG.md lists all keys"
+_KEYS = "the section curate.toml of harvester/CONFIG.md lists all keys"
 EXAMPLES_NOTE = (
     "Private data is hidden in the examples; in the rows themselves only the filters pii and secrets "
     "change it."

@@ -1,7 +1,7 @@
 """Load filters that users write: `module:function` beside curate.toml, or an installed entry point.
 
-The function takes a `Sample` (`harvester.store.shards.schema`) and returns None to keep the row or a
-`Drop(reason, detail)` (`harvester.export.drops`). It runs in this process, with the rights of the operator.
+The function takes a `harvester.Sample` and returns None to keep the row or a `harvester.Drop(reason,
+detail)`. It runs in this process, with the rights of the operator.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def _checked(name: str, function: Callable[[Sample], Any]) -> Filter:
             raise ConfigError(
                 f"the filter {name} returned {type(result).__name__}",
                 place=f"row {sample.key[:12]}",
-                remedy="return None to keep the row, or harvester.export.drops.Drop(reason)",
+                remedy="return None to keep the row, or harvester.Drop(reason)",
             )
         return result
 

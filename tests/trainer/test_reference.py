@@ -10,6 +10,7 @@ import jsonschema
 import pytest
 from pydantic import BaseModel
 
+import harvester
 from harvester.export.filters import FILTER_NAMES
 from tests.trainer import tiny
 from tests.trainer.command_line import run_trainer  # noqa: F401 - a fixture
@@ -21,6 +22,7 @@ from trainer.experiments.loop_config import LoopConfig
 from trainer.onpolicy.config import OnPolicyConfig
 
 CONFIG_MD = (Path(reference.__file__).parent / "CONFIG.md").read_text(encoding="utf-8")
+CURATE_MD = (Path(harvester.__file__).parent / "CONFIG.md").read_text(encoding="utf-8")
 
 
 def rows(section: type[BaseModel]) -> list[str]:
@@ -65,7 +67,7 @@ def test_every_key_of_onpolicy_toml_is_in_the_documents():
 
 
 def test_every_key_of_curate_toml_is_in_the_documents():
-    part = CONFIG_MD.partition("## curate.toml")[2]
+    part = CURATE_MD.partition("## curate.toml")[2]
     first_cells = " ".join(line.split("|")[1] for line in part.splitlines() if line.startswith("| `"))
     for key in ("corpus", "out", "filters", *FILTER_NAMES):
         assert f"`{key}`" in first_cells

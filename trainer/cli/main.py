@@ -10,6 +10,7 @@ from typing import NoReturn
 import typer
 
 from harvester.system.command_line.extras import PACKAGES, missing_package
+from harvester.system.command_line.remedies import remedy_of
 from harvester.system.command_line.unused_imports import skip_unused_imports
 from harvester.system.command_line.verb_command import VerbApp
 from harvester.system.command_line.version import version_option
@@ -19,10 +20,10 @@ from trainer.console import print_message
 from trainer.errors import HarvesterError
 from trainer.process import end_on_sigterm, ignore_sigterm
 
-EXIT_CODES = """Exit codes: 0 complete, 1 the data has a fatal fault or the training diverged, 2 usage,
-configuration, corpus or student, 5 storage fault, 75 another training holds the output folder, or a process
-or machine of this one was lost, 77 the terms do not permit it, 130/143 interrupted and checkpointed (the
-same command resumes). `distil`, `loop`, `onpolicy` and `evaluate` end
+EXIT_CODES = """Exit codes: 0 complete, 1 the data has a fatal fault, or the training diverged or does not fit
+the memory, 2 usage, configuration, corpus, student or a missing package, 5 storage error, 75 another training
+holds the output folder, or a process or machine of this one was lost, 77 the terms do not permit it, 130/143
+interrupted and checkpointed (the same command resumes). `distil`, `loop`, `onpolicy` and `evaluate` end
 with the exit code of a harvest or judge that fails."""
 
 
@@ -76,6 +77,5 @@ def _end_with(error: HarvesterError) -> NoReturn:
     print_message(f"error[{error.code}]: {error.message}")
     if error.place:
         print_message(f"  where   {error.place}")
-    if error.remedy:
-        print_message(f"  remedy  {error.remedy}")
+    print_message(f"  remedy  {error.remedy or remedy_of(error.code)}")
     sys.exit(error.exit_code)

@@ -18,10 +18,11 @@ from harvester.config import dotenv
 from harvester.config.config import HarvestConfig
 from harvester.config.teacher_section import api_key
 from harvester.errors import ConfigError, UsageError
+from harvester.system.command_line.remedies import EXIT_CODES, TRAINER_CODES, remedy_of
 from tests.journey.run_process import harvester
 
 
-@pytest.mark.parametrize("code", sorted(explain.error_classes()))
+@pytest.mark.parametrize("code", sorted(explain.all_explanations()))
 def test_every_code_is_explained_with_a_remedy(code: str) -> None:
     (explanation,) = explain.explanations(code)
     assert explanation.meaning
@@ -44,6 +45,16 @@ def test_exit_codes_are_explained_and_unknown_codes_answered_with_the_nearest() 
     assert harvester("explain", "what").returncode == 2
     for text in ("locked", "75"):  # ShardsInUse has the code of StoreLocked
         assert harvester("explain", text).stdout.startswith("locked: Another process holds the store.\n")
+
+
+def test_without_a_code_all_codes_of_both_programs_are_listed() -> None:
+    lines = harvester("explain").stdout.splitlines()
+    first_words = {line.split()[0] for line in lines if line.startswith("  ")}
+    assert first_words >= {*explain.error_classes(), *TRAINER_CODES, *map(str, EXIT_CODES)}
+    listed = json.loads(harvester("explain", "--json").stdout)
+    assert {each["code"] for each in listed["codes"]} == {*explain.error_classes(), *TRAINER_CODES}
+    assert harvester("explain", "diverged").stdout.startswith("diverged: Loss or gradient was NaN")
+    assert {each.code for each in explain.explanations("75")} == {"locked", "lost"}
 
 
 def test_the_schema_accepts_the_starter_and_refuses_a_misspelt_key() -> None:
@@ -128,7 +139,7 @@ def test_an_error_without_a_remedy_of_its_own_says_what_helps_in_general(tmp_pat
     cause, place, remedy = done.stderr.splitlines()
     assert cause.startswith("error[prompt_file]: a JSON object is expected")
     assert place.split() == ["where", "prompts/first.jsonl:1"]
-    assert remedy == f"  remedy  {explain.remedy_of('prompt_file')}"
+    assert remedy == f"  remedy  {remedy_of('prompt_file')}"
 
 
 def test_a_shell_completes_verbs() -> None:

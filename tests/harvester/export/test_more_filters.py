@@ -242,7 +242,7 @@ def test_rows_are_dealt_out_by_weight() -> None:
 
 
 OWN = """
-from harvester.export.drops import Drop
+from harvester import Drop
 
 def short_words(sample):
     longest = max(map(len, (sample.completion or "").split()), default=0)
@@ -415,7 +415,7 @@ def test_errors_of_a_curate_toml_name_where_its_keys_are_listed(tmp_path: Path) 
     path = curate_toml(tmp_path, "filters = [{longest = -5}]")
     done = run_command("harvester", ["curate", path], timeout=60)
     assert done.returncode == 2
-    assert "curate.toml of trainer/CONFIG.md lists all keys" in done.stderr
+    assert "curate.toml of harvester/CONFIG.md lists all keys" in done.stderr
     assert f"{path}:3" in done.stderr
 
 
