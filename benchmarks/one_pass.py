@@ -20,7 +20,7 @@ from harvester.api.request_builder import requests
 from harvester.api.types import Prompt
 from harvester.config.config import HarvestConfig
 from harvester.run.background.canary_store import CanaryStore
-from harvester.run.harvest import PassLimits, PassSetup, Snapshot, harvest
+from harvester.run.one_pass import PassLimits, PassSetup, Snapshot, make_pass
 from harvester.store.journal.group_commit import GroupCommit
 from harvester.store.journal.journal import Journal
 from harvester.store.journal.records import RunRecord
@@ -84,7 +84,7 @@ async def one_pass(
         try:
             run = RunRecord("r", time.time(), config.teacher.teacher_id)
             await asyncio.wrap_future(writer.call(lambda journal: journal.begin_run(run)))
-            await harvest(
+            await make_pass(
                 requests(itertools.islice(questions(), rows), config),
                 PassSetup(
                     config=config,

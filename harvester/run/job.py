@@ -42,8 +42,8 @@ from harvester.run.background.sealing import Sealing
 from harvester.run.control import server
 from harvester.run.control.settings import RunControl, RuntimeSettings
 from harvester.run.endings import Stop, Summary
-from harvester.run.harvest import PassSetup, harvest
 from harvester.run.in_flight import RE_ASKED
+from harvester.run.one_pass import PassSetup, make_pass
 from harvester.run.operator import OperatorCommands, StoredPauses
 from harvester.run.prepare import Prepared, require_still_permitted
 from harvester.run.retry import reopen_rows
@@ -425,7 +425,7 @@ async def _harvest(parts: RunParts) -> PassResult:
         schedule_watch.apply_schedule(prepared.hours, now, parts.stop, parts.control, wait=wait)
         parts.control.attach(settings)
 
-    return await harvest(
+    return await make_pass(
         parts.feed.watched() if prepared.flags.watch else parts.feed.once(),
         setup,
         on_progress=parts.heartbeat.note,

@@ -21,7 +21,7 @@ from harvester.errors import PromptError
 from harvester.mock_teacher.running import RunningMock, start_in_thread
 from harvester.mock_teacher.settings import MockSettings
 from harvester.prompts import feed
-from harvester.run import harvest
+from harvester.run import one_pass
 from harvester.run.prepare import look_ahead, prepare
 from harvester.store.journal.journal import Journal
 from harvester.store.reader import Corpus
@@ -294,7 +294,7 @@ def test_a_reader_that_breaks_midway_ends_the_pass_in_words_and_keeps_what_was_p
         raise ZeroDivisionError("broken reader")
 
     monkeypatch.setattr(feed, "requests", broken)
-    monkeypatch.setattr(harvest, "CHUNK", 2)
+    monkeypatch.setattr(one_pass, "CHUNK", 2)
     ended = run_harvest(mock, tmp_path, prompts=["What is 4 + 9?", "What is 5 + 9?"])
     assert (ended.exit_code, ended.billed["requests"], ended.totals.answers) == (2, 2, 2)
     assert "ZeroDivisionError: broken reader" in ended.output

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from harvester.api.batches import BatchClient
     from harvester.run.batch.transport import BatchTransport
 
-__all__ = ["PassLimits", "PassResult", "PassSetup", "Snapshot", "harvest"]
+__all__ = ["PassLimits", "PassResult", "PassSetup", "Snapshot", "make_pass"]
 
 # Requests read from the feed, and looked up in the store, at once.
 CHUNK = 500
@@ -104,7 +104,7 @@ class PassSetup:
     idle_since: float | None = None
 
 
-async def harvest(
+async def make_pass(
     feed: Feed,
     setup: PassSetup,
     *,

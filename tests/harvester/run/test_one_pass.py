@@ -15,7 +15,7 @@ from harvester.api.types import Prompt
 from harvester.config.config import HarvestConfig
 from harvester.errors import PromptError, TeacherRefused
 from harvester.mock_teacher.running import RunningMock
-from harvester.run.harvest import CHUNK, PassLimits, PassResult, PassSetup, Snapshot, harvest
+from harvester.run.one_pass import CHUNK, PassLimits, PassResult, PassSetup, Snapshot, make_pass
 from harvester.store.journal.group_commit import GroupCommit
 from harvester.store.journal.journal import Journal
 from harvester.store.journal.records import RunRecord
@@ -72,7 +72,7 @@ class Bench:
                 limits=limits or PassLimits(grace_s=10),
                 stop=stop,
             )
-            return await harvest(requests(prompts, chosen), setup, on_progress=note)
+            return await make_pass(requests(prompts, chosen), setup, on_progress=note)
 
         self.runs += 1
         run_id = f"run-{self.runs}"
