@@ -15,7 +15,7 @@ from harvester.store.journal.checksums import updating_checksum
 from harvester.store.journal.journal import Journal
 from harvester.teacher.limiter.bucket import Bucket
 from tests.faults.bench import Hasty, run_harvest
-from tests.harvester.run.test_harvest import Bench, config, sums
+from tests.harvester.run.test_one_pass import Bench, config, sums
 
 Mock = Callable[..., RunningMock]
 # An answer after the deadline counts as possibly billed and its reservation is not given back, so that fewer
