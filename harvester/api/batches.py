@@ -88,7 +88,9 @@ class ResultLine:
         code = str(self.error.get("code") or "")
         if self.status is None and code in UNANSWERED_CODES:
             message = excerpt(str(self.error.get("message") or code))
-            return TeacherUnavailable(f"the batch did not get to it: {message}", error_code=code, place=place)
+            return TeacherUnavailable(
+                f"the batch ended before this row was processed: {message}", error_code=code, place=place
+            )
         if self.status is not None and self.status != 200:
             return classify(self.status, {}, self.body, place=place)
         raw = orjson.dumps({"error": dict(self.error)})[:RAW_KEPT_BYTES]

@@ -98,8 +98,8 @@ _TRANSLATIONS: tuple[tuple[type[BaseException], type[TeacherError], str, bool], 
     (httpx.TimeoutException, AttemptTimeout, "no byte in time", True),
     (httpx.DecodingError, BrokenAnswer, "the body's encoding is broken", True),
     (httpx.TransportError, ConnectionBroken, "the connection broke", True),
-    (httpx.HTTPError, ConnectionBroken, "the exchange broke", True),
-    (aiohttp.ClientError, ConnectionBroken, "the exchange broke", True),
+    (httpx.HTTPError, ConnectionBroken, "the HTTP connection failed", True),
+    (aiohttp.ClientError, ConnectionBroken, "the HTTP connection failed", True),
     (EncodingError, BrokenAnswer, "the body can't be decoded", True),
     (OSError, ConnectionBroken, "the connection broke", True),
     (ValueError, ConnectionBroken, "the reply is not HTTP", True),
@@ -231,7 +231,7 @@ class Client:
             if task is None or task.cancelling():
                 raise
             raise ConnectionBroken(
-                "the exchange was cancelled from within", maybe_billed=True, place=_place(url)
+                "the HTTP connection failed: the request was cancelled", maybe_billed=True, place=_place(url)
             ) from None
         except Exception as error:
             detail = self._redactor.string(describe(error))
@@ -493,7 +493,7 @@ def _translate(error: BaseException, url: httpx.URL, redactor: Redactor) -> Teac
                 code = UNKNOWN_NAME if _is_unknown_host(cause) else ""
                 message = f"{message}: {detail}" if detail else message
                 return ours(message, error_code=code, maybe_billed=maybe_billed, place=_place(url))
-    return ConnectionBroken("the exchange broke", maybe_billed=True, place=_place(url))
+    return ConnectionBroken("the HTTP connection failed", maybe_billed=True, place=_place(url))
 
 
 def _is_unknown_host(cause: BaseException) -> bool:

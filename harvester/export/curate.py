@@ -134,7 +134,11 @@ def _load(path: Path) -> CurateConfig:
     for name in ("corpus", "out"):
         if not isinstance(data[name], str) or not data[name] or "\0" in data[name]:
             place = file.place_of((name,))
-            raise ConfigError(f"{name!r} is the path of a folder, as text", place=place)
+            raise ConfigError(
+                f"{name!r} is the path of a folder, as text",
+                place=place,
+                remedy='corpus = "store", out = "curated"',
+            )
     entries = data.get("filters", list(DEFAULT_FILTERS))
     if not isinstance(entries, list):
         raise ConfigError(
@@ -183,7 +187,11 @@ def _filter_of(entry: Any, place: str, context: FilterContext, judges: list[Mapp
     elif isinstance(entry, dict) and len(entry) == 1:
         ((name, value),) = entry.items()
     else:
-        raise ConfigError("a filter is a name, or one name = value", place=place)
+        raise ConfigError(
+            "a filter is a name, or one name = value",
+            place=place,
+            remedy='filters = ["finished", {longest = 4000}]',
+        )
     try:
         if name == "judge":
             judge = judge_filter(value, context.folder)
@@ -409,7 +417,11 @@ def _refuse(out: Path, sources: Collection[Path]) -> None:
     try:
         is_used = (out / paths.SHARDS).exists() and any((out / paths.SHARDS).iterdir())
     except OSError as error:
-        raise ConfigError(f"can't be a folder: {error.strerror}", place=str(out / paths.SHARDS)) from None
+        raise ConfigError(
+            f"can't be a folder: {error.strerror}",
+            place=str(out / paths.SHARDS),
+            remedy="name another 'out', in a folder that you may write",
+        ) from None
     if is_used:
         raise ConfigError(
             "holds a curated corpus already", place=str(out / paths.SHARDS), remedy="name another 'out'"

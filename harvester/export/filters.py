@@ -173,14 +173,17 @@ def named(name: str, value: object = None, context: FilterContext | Verifiers | 
 
 def _longest(value: object, _: FilterContext) -> Filter:
     if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-        raise ConfigError("filter 'longest' needs a positive number of characters")
+        raise ConfigError("filter 'longest' needs a positive number of characters", remedy="{longest = 4000}")
     return longest(value)
 
 
 def _of_runs(value: object, _: FilterContext) -> Filter:
     run_ids = [value] if isinstance(value, str) else value
     if not isinstance(run_ids, list) or not run_ids or not all(isinstance(one, str) for one in run_ids):
-        raise ConfigError("filter 'run' needs the id of a run, or a list of them")
+        raise ConfigError(
+            "filter 'run' needs the id of a run, or a list of them",
+            remedy='{run = "ID"}; `harvester report` lists the runs of a store',
+        )
     return of_runs(run_ids)
 
 
@@ -236,7 +239,10 @@ def _quality_rules(name: str, value: object, _: FilterContext) -> Filter:
 
 def _code(value: object, _: FilterContext) -> Filter:
     if value not in format_filters.CODE_LANGUAGES:
-        raise ConfigError(f"filter 'code' needs one of {', '.join(format_filters.CODE_LANGUAGES)}")
+        raise ConfigError(
+            f"filter 'code' needs one of {', '.join(format_filters.CODE_LANGUAGES)}",
+            remedy='{code = "python"}',
+        )
     return format_filters.parses(str(value))
 
 
@@ -258,7 +264,10 @@ def _near_duplicates(value: object, _: FilterContext) -> Filter:
             remedy='{near_duplicates = {threshold = 0.8, of = "row"}}, or of "prompt" or "answer"',
         )
     if not LEAST_THRESHOLD <= threshold <= 1:
-        raise ConfigError(f"filter 'near_duplicates' needs a threshold from {LEAST_THRESHOLD} to 1")
+        raise ConfigError(
+            f"filter 'near_duplicates' needs a threshold from {LEAST_THRESHOLD} to 1",
+            remedy="{near_duplicates = 0.8}",
+        )
     return near_duplicates(threshold, of)
 
 

@@ -27,7 +27,9 @@ _ALIASES = {"py": "python", "python3": "python"}
 def matches_schema(schema: Mapping[str, Any]) -> Filter:
     """Build a filter that drops answers that are not JSON, or JSON that does not match."""
     if problem := json_schema.problem(json_schema.encoded(dict(schema))):
-        raise ConfigError(f"filter 'json_schema' has no JSON Schema, {problem}")
+        raise ConfigError(
+            f"filter 'json_schema' has no JSON Schema, {problem}", remedy='{json_schema = {type = "object"}}'
+        )
     encoded = json_schema.encoded(dict(schema))
 
     def check(sample: Sample) -> Drop | None:
@@ -52,7 +54,10 @@ def matches_pattern(pattern: str, *, wanted: bool = True) -> Filter:
         re.compile(pattern)
     except (re.error, RecursionError, OverflowError) as error:
         name = "pattern" if wanted else "no_pattern"
-        raise ConfigError(f"filter {name!r} has no regular expression: {error}") from None
+        raise ConfigError(
+            f"filter {name!r} has no regular expression: {error}",
+            remedy=f"{{{name} = '^[0-9]+$'}}; in single quotes TOML leaves backslashes as they are",
+        ) from None
 
     def check(sample: Sample) -> Drop | None:
         try:

@@ -40,7 +40,10 @@ def load(name: str, folder: Path) -> Filter:
             remedy="name module:function; modules beside the configuration file are found",
         ) from None
     if not callable(found):
-        raise ConfigError(f"the filter {name} is no function")
+        raise ConfigError(
+            f"the filter {name} is no function",
+            remedy='{python = "my_filters:short"} names the function short in my_filters.py',
+        )
     return _checked(name, found)
 
 
@@ -59,7 +62,9 @@ def _checked(name: str, function: Callable[[Sample], Any]) -> Filter:
             result = function(sample)
         except Exception as error:
             raise ConfigError(
-                f"the filter {name} raised {type(error).__name__}: {error}", place=f"row {sample.key[:12]}"
+                f"the filter {name} raised {type(error).__name__}: {error}",
+                place=f"row {sample.key[:12]}",
+                remedy="correct the function; a field of a sample may be None, such as completion",
             ) from error
         if result is not None and not isinstance(result, Drop | Sample):
             raise ConfigError(

@@ -66,7 +66,11 @@ def parse(table: dict[str, Any], place_of: Callable[..., str]) -> SampleSection:
             remedy="task, tag, model, file, or metadata.NAME",
         )
     if any(weight < 0 for weight in section.weights.values()):
-        raise ConfigError("sample.weights: a weight is negative", place=place_of(("sample", "weights")))
+        raise ConfigError(
+            "sample.weights: a weight is negative",
+            place=place_of(("sample", "weights")),
+            remedy="weights = {math = 2, code = 1}; a group with 0 gets no rows",
+        )
     return section
 
 

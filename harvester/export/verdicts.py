@@ -93,7 +93,12 @@ def rubric_id(section: JudgeSection, root: Path) -> str:
     try:
         content = sha256_of(path)
     except OSError as error:
-        raise ConfigError(f"the rubric can't be read: {error.strerror}", place=str(path)) from None
+        raise ConfigError(
+            f"the rubric can't be read: {error.strerror}",
+            place=str(path),
+            remedy="[judge] rubric names a jinja2 file beside the configuration; leave it out for the "
+            "shipped one",
+        ) from None
     way = [content, section.lowest, section.highest, section.compares]
     return hashlib.sha256(json.dumps(way).encode()).hexdigest()[:16]
 

@@ -172,7 +172,7 @@ def checked(config: Path, options: FleetOptions) -> tuple[HarvestConfig, Overrid
         raise ConfigError(
             "the ranks of a fleet ask one by one, not in batches",
             place="run.transport",
-            remedy='transport = "online"; or split the harvest with `harvester run --shard`',
+            remedy='set [run] transport = "online"; or split the harvest with `harvester run --shard`',
         )
     if loaded.score is not None:
         raise ConfigError(

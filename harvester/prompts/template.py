@@ -116,7 +116,15 @@ def _read(path: Path) -> bytes:
         with path.open("rb") as file:
             content = file.read(MOST_BYTES + 1)
     except OSError as error:
-        raise ConfigError(f"the template can't be read: {error.strerror}", place=str(path)) from None
+        raise ConfigError(
+            f"the template can't be read: {error.strerror}",
+            place=str(path),
+            remedy="check the permissions of the file that [prompts] template names",
+        ) from None
     if len(content) > MOST_BYTES:
-        raise ConfigError(f"the template has more than {MOST_BYTES:,} bytes", place=str(path))
+        raise ConfigError(
+            f"the template has more than {MOST_BYTES:,} bytes",
+            place=str(path),
+            remedy="[prompts] template is a jinja2 file; put long texts into fields of the rows",
+        )
     return content

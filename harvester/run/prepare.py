@@ -337,7 +337,7 @@ def _with_transport(config: HarvestConfig, flags: Overrides) -> HarvestConfig:
         remedy = "run without --watch, on a timer: `harvester schedule --systemd` prints one"
         raise ConfigError("a run that watches its prompts can't use batches", place=place, remedy=remedy)
     if config.score is not None:
-        raise ConfigError("[score] can't use batches", place=place, remedy='transport = "online"')
+        raise ConfigError("[score] can't use batches", place=place, remedy='set [run] transport = "online"')
     if teacher.batch is not None:
         return config
     if provider := provider_presets.lacks_batches(teacher.preset.name, teacher.base_url):
@@ -345,7 +345,8 @@ def _with_transport(config: HarvestConfig, flags: Overrides) -> HarvestConfig:
         raise ConfigError(
             f"{provider} has no Batch API that is supported",
             place=place,
-            remedy=f'transport = "online"; batches are supported with {with_batches}, and with any address '
+            remedy=f'set [run] transport = "online"; batches are supported with {with_batches}, and with '
+            f"any address "
             "that speaks OpenAI's: [teacher.batch] says so",
         )
     bounds = BatchApiSection()

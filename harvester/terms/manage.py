@@ -209,7 +209,9 @@ def ask_permission(folder: Path, ask: Callable[[str], str], *, isatty: bool) -> 
             )
         except ValueError:
             raise ConfigError(
-                f"{name}: {answers[name]!r} is not a day such as 2026-11-24", place="permission"
+                f"{name}: {answers[name]!r} is not a day such as 2026-11-24",
+                place="permission",
+                remedy="answer again: `harvester terms record`",
             ) from None
     permission = Permission(**answers, recorded_on=datetime.now(UTC).date())
     return record_permission(folder, permission, isatty=isatty)
@@ -219,6 +221,9 @@ def ask_permission(folder: Path, ask: Callable[[str], str], *, isatty: bool) -> 
 OPEN_LICENCES = frozenset(
     {"Apache-2.0", "MIT", "BSD-2-Clause", "BSD-3-Clause", "ISC", "CC0-1.0", "Unlicense"}
 )
+
+# Remedy of an answer that is not valid.
+_NEW_AGAIN = "answer again: `harvester terms new`"
 
 RECORD_QUESTIONS = (
     ("layer", f"what it is about: weights of a model, or a service that you run ({', '.join(LAYERS[:2])})"),
@@ -275,13 +280,18 @@ def ask_record(
         }.items()
     )
     path = folder / f"{answers['id']}.toml"
-    (record,) = parse(text, "the answers")
+    try:
+        (record,) = parse(text, "the answers")
+    except ConfigError as error:
+        raise ConfigError(error.message, place=error.place, remedy=_NEW_AGAIN) from None
     if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", record.id):
         raise ConfigError(
-            f"{record.id!r} is not a name of small letters, digits, dots and dashes", place="id"
+            f"{record.id!r} is not a name of small letters, digits, dots and dashes",
+            place="id",
+            remedy=_NEW_AGAIN,
         )
     if record.layer == "service" and any(sign in record.host[0] for sign in "*?["):
-        raise ConfigError("a service has an exact host name, no pattern", place="host")
+        raise ConfigError("a service has an exact host name, no pattern", place="host", remedy=_NEW_AGAIN)
     if path.exists() or load_registry(folder).find(record.id) is not None:
         raise ConfigError("there is a record of that id", place=str(path), remedy="give it an id of its own")
     folder.mkdir(parents=True, exist_ok=True)

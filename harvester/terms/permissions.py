@@ -109,7 +109,8 @@ def _read(path: Path) -> Permission:
         uses = tuple(row.get("uses", USES))
         permission = Permission(**{**row, "uses": uses, "sha256": hashlib.sha256(raw).hexdigest()})
     except TypeError as error:
-        raise ConfigError(str(error).replace("Permission.__init__() ", ""), place=str(path)) from None
+        message = str(error).replace("Permission.__init__() ", "")
+        raise ConfigError(message, place=str(path), remedy=_RECORD_AGAIN) from None
     _check(permission, str(path))
     if stored_checksum != checksum(permission):
         raise ConfigError(

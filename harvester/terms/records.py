@@ -245,6 +245,9 @@ def parse(text: str, place: str) -> tuple[TermsRecord, ...]:
     return tuple(_record(row, f"{place}: record {row.get('id', '?')!r}") for row in rows)
 
 
+# Remedy of a record whose field is wrong.
+_FIELDS = "correct the field; data/terms/README.md lists them"
+
 _LISTS = ("host", "model", "except_model", "duties", "conditions")
 _DATES = ("seen", "review_after", "effective", "changed")
 _FLAGS = ("evaluation", "covers_weights", "mock")
@@ -265,12 +268,17 @@ def _record(row: Mapping[str, Any], place: str) -> TermsRecord:
     try:
         record = TermsRecord(**{**row, **lists})
     except TypeError as error:
-        raise ConfigError(str(error).replace("TermsRecord.__init__() ", ""), place=place) from None
+        message = str(error).replace("TermsRecord.__init__() ", "")
+        raise ConfigError(message, place=place, remedy=_FIELDS) from None
     if record.mock and not (set(record.host) <= LOOPBACK and record.model == ("mock-teacher*",)):
-        raise ConfigError("a mock record may cover only mock-teacher* on loopback hosts", place=place)
+        raise ConfigError(
+            "a mock record may cover only mock-teacher* on loopback hosts", place=place, remedy=_FIELDS
+        )
     if record.layer == "weights" and any(len(re.sub(r"[^a-z0-9]", "", m.lower())) < 3 for m in record.model):
         raise ConfigError(
-            "a record of weights must name its models: a bare pattern would cover all", place=place
+            "a record of weights must name its models: a bare pattern would cover all",
+            place=place,
+            remedy='name them, as in model = ["mymodel-7b*"]',
         )
     for duty in record.duties:
         require_known(duty, place)
@@ -291,9 +299,11 @@ def _check(name: str, value: Any, place: str) -> None:
     else:
         is_valid = isinstance(value, str) and (bool(value) or name in {"provider", "superseded_by"})
     if not is_valid:
-        raise ConfigError(f"{name} = {value!r} has the wrong type or is empty", place=place)
+        raise ConfigError(f"{name} = {value!r} has the wrong type or is empty", place=place, remedy=_FIELDS)
     if name in _CHOICES and value not in _CHOICES[name]:
-        raise ConfigError(f"{name} {value!r} is not one of {', '.join(_CHOICES[name])}", place=place)
+        raise ConfigError(
+            f"{name} {value!r} is not one of {', '.join(_CHOICES[name])}", place=place, remedy=_FIELDS
+        )
 
 
 def _matches(name: str, pattern: str) -> bool:

@@ -307,7 +307,7 @@ class Renderer:
             raise StudentError(
                 "the chat template can't render reasoning",
                 place="data.reasoning",
-                remedy='reasoning = "inline" or "drop"',
+                remedy='set [data] reasoning = "inline" or "drop" in train.toml',
             )
         before, after = (self._encode_in_place(text) if text else [] for text in self.chat_shape.reasoning)
         return [*before, *self.texts([thought])[0], *after]

@@ -36,7 +36,8 @@ def mock_teacher(harvest: NamedFile, log: Path, note: Callable[[str], None]) -> 
         raise ConfigError(
             "mock_teacher = true needs a base_url on this machine",
             place=str(harvest.path),
-            remedy='base_url = "http://127.0.0.1:8000/v1", or remove mock_teacher for a real teacher',
+            remedy='set [teacher] base_url = "http://127.0.0.1:8000/v1", or remove mock_teacher for a real '
+            "teacher",
         )
     if _answers(url.port):
         note(f"port {url.port}: a server is there already, so no mock teacher is started")
@@ -69,5 +70,9 @@ def _wait_until_it_answers(process: subprocess.Popen[bytes], port: int, log: Pat
     ends = time.monotonic() + START_S
     while not _answers(port):
         if process.poll() is not None or time.monotonic() > ends:
-            raise ConfigError("the mock teacher did not start", place=str(log), remedy="see this file")
+            raise ConfigError(
+                "the mock teacher did not start",
+                place=str(log),
+                remedy="read the log named above; is the port of base_url in use?",
+            )
         time.sleep(0.05)  # between two looks at a process that is starting

@@ -89,6 +89,8 @@ class LlamaServer:
             raise StudentError(
                 f"llama.cpp's server refuses {path}: {content[:200].decode(errors='replace')}",
                 place=self._place,
+                remedy="a prompt may not fit the context; leave out --gguf to score the student without "
+                "this server",
             )
         return dict(json.loads(content))
 
@@ -135,7 +137,11 @@ def serving(file: Path, *, threads: int, context: int, adapter: Path | None = No
                 process.wait()
                 log.seek(0)
                 said = " ".join(line.strip() for line in log.readlines()[-3:])
-                raise StudentError(f"llama.cpp can't serve the file: {said}", place=str(file))
+                raise StudentError(
+                    f"llama.cpp can't serve the file: {said}",
+                    place=str(file),
+                    remedy="write the file again with `trainer export --gguf`, and check the free memory",
+                )
             try:
                 yield LlamaServer(address)
             finally:

@@ -135,7 +135,11 @@ def judge_table(config: TrainConfig) -> tuple[dict[str, Any], Path]:
     table = read_toml(path, "[evaluate] judge names a harvest.toml whose teacher judges").table
     prompts, store, section = (table.get(name, {}) for name in ("prompts", "store", "judge"))
     if not all(isinstance(each, dict) for each in (prompts, store, section)):
-        raise ConfigError("[prompts], [store] and [judge] are tables", place=str(path))
+        raise ConfigError(
+            "[prompts], [store] and [judge] are tables",
+            place=str(path),
+            remedy='write [store] on a line of its own, then path = "judged"',
+        )
     if (path.parent / str(store.get("path", "store"))).resolve() == config.corpus.resolve():
         raise ConfigError(
             "the judge would write into the corpus",

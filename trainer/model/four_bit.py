@@ -134,7 +134,8 @@ class FourBitLinear(torch.nn.Linear):
                 f"bitsandbytes {version('bitsandbytes')} returns other weights than it was given for "
                 f"{name or 'a layer'}: off by up to {excess:.3g} more than 4 bits explain",
                 place="student.quantise",
-                remedy='quantise = "none", or another version of bitsandbytes',
+                remedy='set [student] quantise = "none" in train.toml, or install another version of '
+                "bitsandbytes",
             )
 
 
@@ -191,7 +192,7 @@ def quantise_base(base: Any, device: torch.device) -> int:
         raise StudentError(
             "this student's decoder has no linear layer that 4 bits could hold",
             place="student.quantise",
-            remedy='quantise = "none"',
+            remedy='set [student] quantise = "none" in train.toml',
         )
     return count
 

@@ -19,6 +19,13 @@ from transformers import AutoModelForCausalLM
 from trainer.errors import StudentError
 from trainer.model.weights import check_base, tensor_shapes
 
+# Remedy where transformers can't make a model of a base's files.
+ONE_DOWNLOAD = (
+    "check that config.json, tokenizer and *.safetensors are of one download and that this transformers "
+    "supports "
+    "the architecture"
+)
+
 # Buffers that older versions of transformers saved and newer ones compute.
 _COMPUTED_BUFFER = re.compile(r"(rotary_emb\.inv_freq|\.attn\.(masked_)?bias)$")
 
@@ -44,7 +51,9 @@ def load_model(folder: Path, **options: Any) -> Any:
             **options,
         )
     except Exception as error:  # noqa: BLE001 - safetensors, transformers and torch each raise their own
-        raise StudentError(f"the base can't be loaded: {first_line(error)}", place=str(folder)) from None
+        raise StudentError(
+            f"the base can't be loaded: {first_line(error)}", place=str(folder), remedy=ONE_DOWNLOAD
+        ) from None
     _refuse_odd_tensors(info, folder)
     _refuse_untied(model, folder)
     return model
@@ -115,7 +124,8 @@ def _refuse_odd_tensors(info: Mapping[str, Any], folder: Path) -> None:
         "fetch the base again, whole; a missing tensor would be filled with random numbers",
     )
     if info["error_msgs"]:
-        raise StudentError(f"the base can't be loaded: {info['error_msgs'][0][:300]}", place=str(folder))
+        message = f"the base can't be loaded: {info['error_msgs'][0][:300]}"
+        raise StudentError(message, place=str(folder), remedy=ONE_DOWNLOAD)
 
 
 def _refuse(kinds: Mapping[str, Collection[str]], problem: str, folder: Path, remedy: str) -> None:

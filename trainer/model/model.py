@@ -70,7 +70,9 @@ def select_device(train: TrainSection) -> torch.device:
     """
     if train.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
-            "no CUDA device on this machine", place="train.device", remedy='device = "cpu" or leave it out'
+            "no CUDA device on this machine",
+            place="train.device",
+            remedy='set [train] device = "cpu" in train.toml, or leave it out',
         )
     return torch.device("cuda" if train.device != "cpu" and torch.cuda.is_available() else "cpu")
 
@@ -310,13 +312,15 @@ def require_compilable(config: TrainConfig, forward: StudentForward) -> None:
     """
     if config.train.compile and config.student.quantise != "none":
         raise ConfigError(
-            "a base in 4 bits can't be compiled", place="train.compile", remedy="compile = false"
+            "a base in 4 bits can't be compiled",
+            place="train.compile",
+            remedy="set [train] compile = false in train.toml",
         )
     if config.train.compile and not forward.layout.packed:
         raise ConfigError(
             "a student whose rows are not packed can't be compiled",
             place="train.compile",
-            remedy="compile = false",
+            remedy="set [train] compile = false in train.toml",
         )
 
 
@@ -353,7 +357,12 @@ def load_trained_student(
             warnings.simplefilter("ignore")
             student = PeftModel.from_pretrained(base, str(folder), local_files_only=True)
     except Exception as error:  # noqa: BLE001 - see load_base
-        raise StudentError(f"the adapter can't be loaded: {first_line(error)}", place=str(folder)) from None
+        raise StudentError(
+            f"the adapter can't be loaded: {first_line(error)}",
+            place=str(folder),
+            remedy="check that adapter_config.json and adapter_model.safetensors are of one training, and "
+            "that this PEFT supports the method",
+        ) from None
     loading.check_adapter_tensors(student, folder)
     four_bit.refuse_merges(student)
     return student.eval()

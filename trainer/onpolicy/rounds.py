@@ -102,6 +102,8 @@ class OnPolicy:
             raise DataError(
                 "every prompt holds a special token of the teacher",
                 place=", ".join(map(str, files.prompts)),
+                remedy="remove texts such as <|im_start|> from the prompts; the teacher's chat template "
+                "adds them",
             )
         self._folder = files.folder / "runs" / self._key()[:16]
         self._harvests = Harvests(files)

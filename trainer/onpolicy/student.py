@@ -52,7 +52,9 @@ class OnPolicyStudent:
     def __init__(self, config: TrainConfig, renderer: Renderer, start: Path | None) -> None:
         if config.is_full:
             raise ConfigError(
-                "an on-policy distillation trains an adapter", place="train.method", remedy='method = "lora"'
+                "an on-policy distillation trains an adapter",
+                place="train.method",
+                remedy='set [train] method = "lora"',
             )
         self._config = config
         self._renderer = renderer

@@ -73,7 +73,10 @@ def stored_dtype(tensors: Mapping[str, StoredTensor]) -> torch.dtype:
     sizes = {dtype: sum(t.bytes for t in tensors.values() if t.dtype == dtype) for dtype in FLOATS}
     name = max(sizes, key=lambda dtype: sizes[dtype])
     if not sizes[name]:
-        raise StudentError("the weights are quantised: an adapter can't be merged into them")
+        raise StudentError(
+            "the weights are quantised: an adapter can't be merged into them",
+            remedy="serve base and adapter separately",
+        )
     return FLOATS[name]
 
 

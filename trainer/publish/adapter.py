@@ -104,7 +104,7 @@ def check_same_base(config: TrainConfig, adapter: Path) -> None:
             f"the adapter was trained on a base with quantise = {quantised!r}, train.toml has "
             f"{config.student.quantise!r}",
             place="student.quantise",
-            remedy=f'quantise = "{quantised}"',
+            remedy=f'set [student] quantise = "{quantised}" in train.toml',
         )
 
 

@@ -86,7 +86,11 @@ def export_merged(
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
     except (OSError, SafetensorError) as error:
-        raise StoreFull(f"the merged student can't be written: {error}", place=str(folder)) from None
+        raise StoreFull(
+            f"the merged student can't be written: {error}",
+            place=str(folder),
+            remedy="free space on this disk, or name a folder on another; then run the same command again",
+        ) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return parity
@@ -94,7 +98,9 @@ def export_merged(
 
 def _check_dtype(wanted: str) -> None:
     if wanted and wanted not in DTYPES:
-        raise ConfigError(f"no such dtype {wanted!r}", place="--dtype", remedy=", ".join(DTYPES))
+        raise ConfigError(
+            f"no such dtype {wanted!r}", place="--dtype", remedy=f"give --dtype one of {', '.join(DTYPES)}"
+        )
 
 
 def _dtype(config: TrainConfig, wanted: str, stored: torch.dtype) -> torch.dtype:

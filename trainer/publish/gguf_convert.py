@@ -26,6 +26,8 @@ from trainer.errors import ConfigError, HarvesterError, StudentError
 from trainer.model import weights
 from trainer.publish.gguf_tokenizer import pre_tokenizer_by_structure
 
+# Remedy for an adapter that GGUF can't hold.
+_MERGED = "use the merged student's GGUF files"
 REMEDY = "pip install 'blackbox-distillation[gguf]'"
 # Largest error of an adapter's product after the converter rearranged it, as a share of the largest value.
 _MAX_DIFFERENCE = 1e-4
@@ -209,7 +211,7 @@ def convert_adapter(base: Path, adapter: Path, file: Path, facts: GgufFacts) -> 
     model_class = _class_of(converter, base)
     settings = weights.read_json(adapter / "adapter_config.json")
     if reason := why_no_adapter(settings):
-        raise StudentError(reason, place=str(adapter))
+        raise StudentError(reason, place=str(adapter), remedy=_MERGED)
     pairs = _pairs(adapter)
     rank = int(settings["r"])
     # llama.cpp scales by alpha / rank, rsLoRA by alpha / sqrt(rank).
@@ -286,6 +288,7 @@ def _pairs(adapter: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         raise StudentError(
             f"a GGUF adapter can't hold {(others or list(stored))[0]}",
             place=str(adapter / "adapter_model.safetensors"),
+            remedy=_MERGED,
         )
     return {
         f"{name.removeprefix('base_model.model.')}.weight": (

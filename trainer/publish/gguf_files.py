@@ -38,7 +38,9 @@ def check_kinds(kinds: Sequence[str], config: TrainConfig, renderer: Renderer) -
     """
     for kind in kinds:
         if kind not in KINDS:
-            raise ConfigError(f"no such GGUF type {kind!r}", place="--gguf", remedy=", ".join(KINDS))
+            raise ConfigError(
+                f"no such GGUF type {kind!r}", place="--gguf", remedy=f"give --gguf one of {', '.join(KINDS)}"
+            )
     if any(kind in quantise.FILE_TYPES for kind in kinds):
         quantise.require_quantiser()
     if kinds:
@@ -159,7 +161,12 @@ def read_back(file: Path, folder: Path | None = None, stop_id: int | None = None
         if len(tokens or ()) != (size_of := weights.vocabulary_size(folder)):
             faults.append(f"it has {len(tokens or ()):,} tokens, not {size_of:,}")
     if faults:
-        raise StudentError(f"the GGUF file is not what was to be written: {faults[0]}", place=str(file))
+        raise StudentError(
+            f"the GGUF file is not what was to be written: {faults[0]}",
+            place=str(file),
+            remedy="serve the merged folder instead; an update of the packages of the extra `gguf` may "
+            "write it right",
+        )
     return {
         "file": file.name,
         "bytes": file.stat().st_size,

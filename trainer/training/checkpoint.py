@@ -156,7 +156,12 @@ def _check_read(path: Path, checkpoint: Checkpoint) -> None:
             torch.equal(actual[name], tensor.detach().cpu()) for name, tensor in expected.items()
         )
         if not is_equal:
-            raise CheckpointError("reads back other than it was written", place=str(path))
+            raise CheckpointError(
+                "reads back other than it was written",
+                place=str(path),
+                remedy="check the disk, or name an [out] path on another; the same command resumes from the "
+                "checkpoint before",
+            )
 
 
 def _check_free_space(folder: Path, checkpoint: Checkpoint) -> None:

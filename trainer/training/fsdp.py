@@ -39,7 +39,7 @@ def shard_base(student: Any, device: torch.device) -> int:
         raise StudentError(
             "the decoder layers of this student can't be found, so they can't be split over processes",
             place="train.shard",
-            remedy='shard = "never"',
+            remedy='set [train] shard = "never" in train.toml',
         )
     mesh = device_mesh.init_device_mesh(device.type, (get_world_size(),))
     split = {p for layer in layers for p in layer.parameters() if not p.requires_grad}

@@ -289,7 +289,7 @@ def needs_sharding(config: TrainConfig, ranks: int, local_ranks: int | None = No
             raise ConfigError(
                 f"{what} can't be split over processes: each holds all of it",
                 place="train.shard",
-                remedy='shard = "never"',
+                remedy='set [train] shard = "never" in train.toml',
             )
         return False
     if ranks == 1 or config.train.shard != "planned":

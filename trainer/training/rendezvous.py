@@ -154,7 +154,11 @@ def _number_of_nodes(text: str) -> int:
             remedy="set one number; a training that lost a node resumes with any number of processes",
         )
     if not re.fullmatch(r"[1-9]\d{0,4}", least):
-        raise ConfigError(f"{text!r} is no number of nodes", place="environment variable PET_NNODES")
+        raise ConfigError(
+            f"{text!r} is no number of nodes",
+            place="environment variable PET_NNODES",
+            remedy="set it to a number, as in PET_NNODES=2, or unset it and give --nnodes",
+        )
     return int(least)
 
 
@@ -162,7 +166,11 @@ def _number(environment: Mapping[str, str], *names: str) -> int | None:
     for name in names:
         if value := environment.get(name):
             if not re.fullmatch(r"\d{1,5}", value):
-                raise ConfigError(f"{value!r} is no number of a node", place=f"environment variable {name}")
+                raise ConfigError(
+                    f"{value!r} is no number of a node",
+                    place=f"environment variable {name}",
+                    remedy=f"set it to a number from 0, as in {name}=0, or unset it",
+                )
             return int(value)
     return None
 

@@ -125,13 +125,13 @@ class Stepper:
                 raise ConfigError(
                     f"torch.compile can't compile this student: {first_line(error)}",
                     place="train.compile",
-                    remedy="compile = false",
+                    remedy="set [train] compile = false in train.toml",
                 ) from None
             if self._train.deterministic and "deterministic" in str(error):
                 raise ConfigError(
                     f"no deterministic kernel for this student: {first_line(error)}",
                     place="train.deterministic",
-                    remedy="deterministic = false",
+                    remedy="set [train] deterministic = false in train.toml",
                 ) from None
             raise _as_out_of_memory(error, pack, self._remedy(pack)) from None
         return loss, correct
@@ -203,7 +203,8 @@ def check_first_gradient(norm: float) -> None:
         raise StudentError(
             "no gradient reaches the adapter: training would never change it",
             place="lora.target",
-            remedy='target = "all-linear"; layers that the loss does not depend on learn nothing',
+            remedy='set [lora] target = "all-linear" in train.toml; layers that the loss does not depend '
+            "on learn nothing",
         )
 
 

@@ -199,7 +199,7 @@ def serve(store: Path, port: int, ready: Callable[[str], None]) -> None:
             listening.listen()
         except OSError as error:
             raise ConfigError(
-                f"port {port} can't be had: {error.strerror}",
+                f"can't listen on port {port}: {error.strerror}",
                 place="--port",
                 remedy="--port 0 picks a free one",
             ) from None

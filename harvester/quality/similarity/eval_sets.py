@@ -10,6 +10,10 @@ from typing import Any
 
 from harvester.errors import ConfigError
 
+# Remedies of a row and of a file that can't be read.
+_ROWS = 'a row is a JSON object on a line of its own, as in {"question": "..."}, or a text'
+_READABLE = "[decontaminate] sets names JSON lines, JSON or Parquet files, or folders of them"
+
 SUFFIXES = frozenset({".jsonl", ".ndjson", ".json", ".parquet"})
 
 # Fields that hold what an evaluation asks. If a row has any of them, its other fields are not compared.
@@ -91,17 +95,19 @@ def _rows(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
                     try:
                         loaded = json.loads(line)
                     except ValueError as error:
-                        raise ConfigError(f"is no JSON: {error}", place=f"{file}:{number}") from None
+                        place = f"{file}:{number}"
+                        raise ConfigError(f"is no JSON: {error}", place=place, remedy=_ROWS) from None
                     yield number, _row(loaded, file, number)
     except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"can't be read as an evaluation set: {error}", place=str(file)) from None
+        message = f"can't be read as an evaluation set: {error}"
+        raise ConfigError(message, place=str(file), remedy=_READABLE) from None
 
 
 def _row(loaded: Any, file: Path, number: int) -> Mapping[str, Any]:
     if isinstance(loaded, str):
         return {"text": loaded}
     if not isinstance(loaded, dict):
-        raise ConfigError("a row is a JSON object, or a text", place=f"{file}:{number}")
+        raise ConfigError("a row is a JSON object, or a text", place=f"{file}:{number}", remedy=_ROWS)
     return loaded
 
 
@@ -117,7 +123,7 @@ def _parquet_rows(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
                     number += 1
                     yield number, row
     except pa.ArrowException as error:
-        raise ConfigError(f"can't be read as Parquet: {error}", place=str(file)) from None
+        raise ConfigError(f"can't be read as Parquet: {error}", place=str(file), remedy=_READABLE) from None
 
 
 def _texts_of(row: Mapping[str, Any], fields: Sequence[str]) -> Iterator[str]:

@@ -151,7 +151,7 @@ class Collector:
         place = self._context.endpoint
         if ticket.status == "completed":
             return BrokenAnswer(
-                "a completed batch holds no line for it", maybe_billed=True, status=200, place=place
+                "the result file has no line for this row", maybe_billed=True, status=200, place=place
             )
         if ticket.status == "failed":
             why = f"the batch failed: {ticket.failure} {ticket.message}".strip()

@@ -452,7 +452,9 @@ def disk_error(error: OSError, place: Path) -> StoreError:
             remedy="name the folder of a store",
         )
     why = error.strerror or str(error)
-    return StoreError(f"the disk refused: {why}", place=str(place), remedy="check it, then run again")
+    return StoreError(
+        f"can't read or write the disk: {why}", place=str(place), remedy="check it, then run again"
+    )
 
 
 def has_table(connection: sqlite3.Connection, name: str) -> bool:

@@ -52,7 +52,11 @@ class VerifyReport:
         if self.has_journal and self.repaired is None:
             return "`harvester verify PATH --repair`"
         if self.has_journal:
-            return "what a repair leaves it can't mend: restore journal.db from a copy, or keep it as it is"
+            return (
+                "--repair can't fix the remaining findings: restore journal.db from a backup, or go on "
+                "without what "
+                "they name"
+            )
         if self.findings and self.findings[-1].kind is FindingKind.MISSING:
             return (
                 "put journal.db back from a copy: without it nothing says which answers belong together, and"

@@ -415,8 +415,13 @@ def test_errors_of_a_curate_toml_name_where_its_keys_are_listed(tmp_path: Path) 
     path = curate_toml(tmp_path, "filters = [{longest = -5}]")
     done = run_command("harvester", ["curate", path], timeout=60)
     assert done.returncode == 2
-    assert "curate.toml of harvester/CONFIG.md lists all keys" in done.stderr
+    assert "remedy  {longest = 4000}" in done.stderr
     assert f"{path}:3" in done.stderr
+    path.write_text('corpus = "store"\nout = "out"\n[sample]\nrows = "many"\n')
+    done = run_command("harvester", ["curate", path], timeout=60)
+    assert done.returncode == 2
+    assert "curate.toml of harvester/CONFIG.md lists all keys" in done.stderr
+    assert f"{path}:4" in done.stderr
 
 
 def test_a_filter_that_raises_is_named(tmp_path: Path) -> None:

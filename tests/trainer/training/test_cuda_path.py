@@ -83,7 +83,8 @@ def test_a_kernel_that_cannot_be_deterministic_ends_with_the_setting_to_change(t
     monkeypatch.setattr(step, "pack_losses", refuse)
     with pytest.raises(ConfigError, match="cumsum_cuda_kernel") as caught:
         train.train(made(tmp_path, deterministic=True))
-    assert (caught.value.place, caught.value.remedy) == ("train.deterministic", "deterministic = false")
+    assert caught.value.place == "train.deterministic"
+    assert "[train] deterministic = false" in caught.value.remedy
 
 
 @pytest.mark.parametrize(
