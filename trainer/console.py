@@ -8,12 +8,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from harvester.system.command_line.wrapped import for_terminal
 from harvester.system.safe_text import one_line, visible
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 # Longest time without a line of progress, in seconds, where there is no terminal.
 QUIET_S = 30.0
@@ -22,6 +25,9 @@ QUIET_S = 30.0
 LINE_S = 5.0
 
 MODELS = ("base", "student", "teacher")
+
+# Consoles on which bars are drawn now.
+_drawn_on: list[Console] = []
 
 # Reports progress: units done, units in all, a short text about the current one.
 Update = Callable[[int, int, str], None]
@@ -37,9 +43,14 @@ def print_result(data: Mapping[str, Any], lines: Sequence[str], *, as_json: bool
 
 
 def print_message(line: str) -> None:
-    """Print a line for people on stderr."""
+    """Print a line for people on stderr, above the bar that is drawn there."""
     for part in for_terminal([visible(line)], sys.stderr):
-        typer.echo(part, err=True)
+        if _drawn_on:
+            from rich.text import Text
+
+            _drawn_on[-1].print(Text(part), soft_wrap=True)
+        else:
+            typer.echo(part, err=True)
 
 
 def excluded_phrase(reasons: Mapping[str, int]) -> str:
@@ -209,6 +220,16 @@ def _recovery_text(card: Mapping[str, Any]) -> str:
 
 
 @contextmanager
+def _drawing(console: Console) -> Iterator[None]:
+    """Let messages be printed above what is drawn on a console during the block."""
+    _drawn_on.append(console)
+    try:
+        yield
+    finally:
+        _drawn_on.remove(console)
+
+
+@contextmanager
 def progress_bar(title: str, unit: str) -> Iterator[Update]:
     """Show progress on stderr: a bar on a terminal, else a line at each fifth of the way and each `QUIET_S`.
 
@@ -217,13 +238,16 @@ def progress_bar(title: str, unit: str) -> Iterator[Update]:
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.table import Column
 
     console = Console(stderr=True)
     if not console.is_terminal:
         yield progress_fifths(title, unit)
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TextColumn("{task.fields[detail]}"), console=console) as progress:
+    columns = (TextColumn("{task.description}"), BarColumn(16), MofNCompleteColumn(), TimeElapsedColumn())
+    rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")  # where it is narrow, the end of this is cut
+    detail_column = TextColumn("{task.fields[detail]}", markup=False, table_column=rest)
+    with Progress(*columns, detail_column, console=console, expand=True) as progress, _drawing(console):
         task = progress.add_task(title, total=None, detail="")
 
         def update(done: int, total: int, detail: str) -> None:
