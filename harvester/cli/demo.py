@@ -108,7 +108,7 @@ def summary_lines(folder: Path, summary: dict[str, Any]) -> list[str]:
     stored, held = summary["answers_stored"], summary["from_cache"]
     return [
         "",
-        f"requests sent {summary['requests_sent']:,}; answers stored {stored:,}, from the store {held:,}",
+        f"requests sent {summary['requests_sent']:,}; answers stored {stored:,}, already stored {held:,}",
         "macro accuracy on held-out prompts: "
         + ", ".join(f"{who} {macro[who]['accuracy']:.1%}" for who in ("base", "student", "teacher"))
         + (f"; recovery {card['recovery']:.2f}" if card["recovery"] is not None else ""),

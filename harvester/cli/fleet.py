@@ -128,7 +128,7 @@ def _lines(summary: FleetSummary, config: Path) -> list[str]:
     status = summary.status
     lines = [
         f"{status['state']}: {counted(status['requests_sent'], 'request')} sent, "
-        f"{counted(status['answers_stored'], 'answer')} stored, {status['from_cache']:,} from cache, "
+        f"{counted(status['answers_stored'], 'answer')} stored, {status['from_cache']:,} already stored, "
         f"{status['dead']:,} failed, cost ${status['cost_microusd'] / 1e6:.4f}, by "
         f"{counted(len(summary.ranks), 'rank')}"
     ]

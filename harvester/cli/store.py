@@ -80,7 +80,7 @@ def verify_lines(store: Path, report: VerifyReport) -> list[str]:
             f"repaired: {len(repaired.quarantined)} files in {store / paths.QUARANTINE},"
             f" {repaired.saved:,} of their answers saved, {len(repaired.lost):,} to be asked again"
         )
-        lines += [f"  as it was written again: {name}" for name in repaired.mended]
+        lines += [f"  restored byte for byte: {name}" for name in repaired.mended]
         lines += [f"  asked again: {key}" for key in repaired.lost[:KEYS_SHOWN]]
         if len(repaired.lost) > KEYS_SHOWN:
             lines.append(f"  and {len(repaired.lost) - KEYS_SHOWN:,} more; --json lists all")

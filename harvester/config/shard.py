@@ -1,4 +1,4 @@
-"""Define which part of a harvest one process makes, as in `2/8`. No I/O."""
+"""Define which shard of a harvest this process runs, as in `2/8`. No I/O."""
 
 from __future__ import annotations
 

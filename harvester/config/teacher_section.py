@@ -100,8 +100,8 @@ class ReplicaSection(FrozenModel):
 
     Attributes:
         base_url: a further address, or `[teacher] base_url` to say more of that one.
-        weight: what its free places count, relative to those of others; and its part of the credential's
-            limits, where all could use more than they get.
+        weight: relative capacity: an endpoint with 2 gets about twice the rows of one with 1, and twice the
+            part of the credential's limits, where all could use more than they get.
         limits: its own.
     """
 

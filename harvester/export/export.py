@@ -103,12 +103,12 @@ def export(
         beside: a folder with own terms records, besides those found from the store.
 
     Raises:
-        ConfigError: unknown shape, no row to write, or no folder can be made at `out`.
+        ConfigError: unknown format, no row to write, or no folder can be made at `out`.
         StoreError: `out` holds files already, the disk refuses, or the store can't be read.
         TermsRefused: the terms of a lineage don't permit it, or rows were collected for evaluation only.
     """
     if shape not in SHAPES:
-        raise ConfigError(f"unknown shape {shape!r}", remedy=f"one of {', '.join(SHAPES)}")
+        raise ConfigError(f"unknown format {shape!r}", remedy=f"one of {', '.join(SHAPES)}")
     output_path.check_folder(out)
     corpus = Corpus.open(store)
     own_terms = [store.resolve().parent, *([beside] if beside is not None else [])]

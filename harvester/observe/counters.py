@@ -148,7 +148,9 @@ class Counters:
     """
 
     rows: Annotated[int, Metric("Rows taken from the prompts.", "{row}")] = 0
-    from_cache: Annotated[int, _row("cached", "Rows answered from the store.", trace="cached", shown=RUN)] = 0
+    from_cache: Annotated[
+        int, _row("cached", "Rows whose answer was already stored.", trace="cached", shown=RUN)
+    ] = 0
     duplicates: Annotated[
         int, _row("duplicate", "Rows that share the answer of an equal request.", shown=RUN)
     ] = 0
@@ -275,7 +277,9 @@ class Counters:
     ] = field(default_factory=dict)
     cached_outcomes: Annotated[
         dict[str, int],
-        Metric("Rows answered from the store, by outcome.", "{row}", Kind.COUNTS, shown=Shown.SUMMARY),
+        Metric(
+            "Rows whose answer was already stored, by outcome.", "{row}", Kind.COUNTS, shown=Shown.SUMMARY
+        ),
     ] = field(default_factory=dict)
     errors: Annotated[
         dict[str, int],

@@ -150,11 +150,11 @@ def unhealthy_reason(status: Mapping[str, Any], max_age_s: float) -> str:
     age = f"last {_heartbeat_age(status)}"
     if not status.get("alive"):
         unknown = "how its last run ended is not known" if status.get("held") else "never ran"
-        return f"no live job: {status.get('state', unknown)}, {age}"
+        return f"no run is active: {status.get('state', unknown)}, {age}"
     # A stamp of the future was written before the clock was set back: how long ago is unknown.
     stale = not -AHEAD_S <= status["heartbeat_age_s"] <= max_age_s
     stale = stale or status.get("process") in STANDING
-    return f"the job hangs ({status.get('process') or 'no news'}), {age}" if stale else ""
+    return f"the run hangs ({status.get('process') or 'its heartbeat is too old'}), {age}" if stale else ""
 
 
 def remedy_of(status: Mapping[str, Any]) -> str:
@@ -242,7 +242,8 @@ def _headline(status: Mapping[str, Any]) -> str:
     share = f" ({done / total:.1%})" if total else ""
     return (
         f"{status.get('state', '?')}: {done:,} of {counted(total, 'row')}{share}; "
-        f"{counted(status.get('answers_stored', 0), 'answer')}, {status.get('from_cache', 0):,} from cache, "
+        f"{counted(status.get('answers_stored', 0), 'answer')}, {status.get('from_cache', 0):,} already "
+        f"stored, "
         f"{status.get('dead', 0):,} failed"
     )
 

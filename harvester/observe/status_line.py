@@ -34,7 +34,7 @@ def rows(status: Status) -> list[tuple[str, str]]:
     lines += calendar(status)
     counts = [
         f"{status.get('answers_stored', 0):,} answers",
-        f"{status.get('from_cache', 0):,} from cache",
+        f"{status.get('from_cache', 0):,} already stored",
         *(f"{status[name]:,} {label}" for name, label in _COUNTS if status.get(name)),
     ]
     lines.append(("so far", ", ".join(counts)))

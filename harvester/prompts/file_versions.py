@@ -78,4 +78,4 @@ def _rows(journal: Journal, path: Path, config: HarvestConfig, root: Path) -> st
             held += sum(request.key in known for request in chunk)
     except PromptError:
         return ""
-    return f": {rows - held:,} rows new, {held:,} held"
+    return f": {rows - held:,} rows new, {held:,} already stored"

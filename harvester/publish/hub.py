@@ -43,7 +43,7 @@ def push_corpus(
     """
     if shape not in {AS_SHARDS, *SHAPES}:
         known = ", ".join([AS_SHARDS, *SHAPES])
-        raise ConfigError(f"unknown shape {shape!r}", remedy=f"one of {known}")
+        raise ConfigError(f"unknown format {shape!r}", remedy=f"one of {known}")
     corpus = Corpus.open(store)
     places = (store.resolve().parent, *beside)
     with hold_for_reading(corpus.folder), tempfile.TemporaryDirectory(prefix="harvester-push-") as name:

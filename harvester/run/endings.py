@@ -202,7 +202,7 @@ class Summary:
         counts = self.counts
         lines = [
             f"{self.ending}: {counted(counts.requests_sent, 'request')} sent, "
-            f"{counted(counts.answers_stored, 'answer')} stored, {counts.from_cache:,} from cache, "
+            f"{counted(counts.answers_stored, 'answer')} stored, {counts.from_cache:,} already stored, "
             f"{counts.dead:,} failed, cost ${counts.cost_microusd / 1e6:.4f}"
             + (f" and ${self.canary_microusd / 1e6:.4f} for canaries" if self.canary_microusd else ""),
             f"answers lie in {self.store}/shards ({self.sealed_rows:,} sealed now)",
@@ -213,7 +213,8 @@ class Summary:
         lines += self._unusable_lines()
         if counts.possibly_billed:
             lines.append(
-                f"{counts.possibly_billed:,} attempts were possibly billed without an answer to hold"
+                f"{counts.possibly_billed:,} attempts may have been billed but brought no answer "
+                f"(`harvester verify` lists them)"
             )
         if broken := counts.errors.get(BrokenAnswer.code, 0):
             lines.append(
@@ -257,7 +258,9 @@ def warnings_of(snapshot: Snapshot, bad_lines: int = 0, skipped: str = "") -> tu
         lines.append(f"{skipped}: {SKIPPED_PROMPTS}")
     if len(snapshot.served_models) > 1:
         named = ", ".join(f"{excerpt(voice)} ({count:,})" for voice, count in snapshot.served_models.items())
-        lines.append(f"more than one teacher answered: {named}; each row names its own in response_model")
+        lines.append(
+            f"answers name more than one model or build: {named}; each row names its own in response_model"
+        )
     if snapshot.usage_corrected:
         lines.append(
             f"the teacher reported fewer tokens than {snapshot.usage_corrected:,} of its answers hold: "

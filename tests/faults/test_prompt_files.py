@@ -179,7 +179,7 @@ def test_row_62_edited_reordered_and_extended_prompts_re_pay_nothing(
     run_harvest(mock, tmp_path, prompts=PROMPTS)
     changed = run_harvest(mock, tmp_path, prompts=("What is 2 + 9?", *reversed(PROMPTS)))
     assert (changed.exit_code, changed.billed["requests"], changed.totals.answers) == (0, 1, 4)
-    assert "3 from cache" in changed.output
+    assert "3 already stored" in changed.output
     assert re.search(
         r"note: p\.jsonl changed since run \d{8}T\d{6}-\w{6}: 1 rows new, 3 held", changed.output
     )

@@ -101,7 +101,7 @@ def test_row_26_another_teacher_midway_is_reported_and_parks_where_wanted(
     mock = mock_teacher()
     status = run_harvest(mock, tmp_path, [{**fault, "after": 20}], prompts=MANY)
     assert (status.exit_code, status.fired, status.totals.answers) == (0, 40, 60)
-    assert "note: more than one teacher answered: mock-teacher" in status.output
+    assert "note: answers name more than one model or build: mock-teacher" in status.output
     strict = {"strict_model": True}
     parked = run_harvest(
         mock, tmp_path, [{**fault, "after": 80}], prompts=MANY, run=strict, sampling={"seed": 1}

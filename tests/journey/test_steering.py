@@ -146,14 +146,14 @@ def test_a_dead_job_is_distinguished_from_a_hung_one_and_its_pause_outlives_it(
         (store / "status.json").write_text(json.dumps({**status, "updated_at": status["updated_at"] - 900}))
         probe = harvester("status", store, "--check", "--max-age", "10m")
         assert (probe.returncode, probe.stdout.startswith("hung:")) == (1, True)
-        assert "the job hangs (stopped)" in probe.stderr
+        assert "the run hangs (stopped)" in probe.stderr
         run.signal(signal.SIGKILL)
         run.process.wait()
     dead = current_status(store)
     assert (dead["state"], dead["alive"]) == ("died", False)
     assert (store / paths.CONTROL_SOCKET).exists()  # left behind; the next life takes its place
     probe = harvester("status", store, "--check")
-    assert (probe.returncode, "no live job: died" in probe.stderr) == (1, True)
+    assert (probe.returncode, "no run is active: died" in probe.stderr) == (1, True)
     assert any(line.startswith("process   none") for line in status_lines(dead))
     assert any(line.startswith("on hold   the next run sends nothing") for line in status_lines(dead))
     sent = mock.state()["received"]

@@ -66,7 +66,7 @@ def test_a_store_without_its_status_is_not_one_where_no_run_has_been(
 def test_a_plan_does_not_count_a_store_without_its_journal_as_empty(
     mock_teacher: Mock, tmp_path: Path
 ) -> None:
-    """It said `0 held already`: the run would pay for all again. The run itself refused."""
+    """It said `0 already stored`: the run would pay for all again. The run itself refused."""
     mock = mock_teacher()
     config = write_folder(tmp_path, mock.base_url, 3)
     assert harvester("run", config).returncode == 0

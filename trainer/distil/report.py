@@ -40,7 +40,7 @@ def describe(name: str, made: Mapping[str, Any]) -> str:
             cost = money(made["cost_microusd"] / 1e6)
             return (
                 f"{made['rows_total']:,} rows: {made['answers_stored']:,} answers stored, "
-                f"{made['from_cache']:,} from cache, {made['dead']:,} failed, {cost}"
+                f"{made['from_cache']:,} already stored, {made['dead']:,} failed, {cost}"
             )
         case "harvest":
             return "the store as it was found"

@@ -1,4 +1,4 @@
-"""Find the rows of a corpus that are worth least: wrong answers above all (`trainer audit`).
+"""Rank rows by how suspicious they are: wrong answers come first (`trainer audit`).
 
 A row is judged by a student that never saw it: the corpus is divided into folds by prompt, a student is
 trained on all but one fold, and reads that one (cross-fitting; the idea of confident learning, Northcutt et

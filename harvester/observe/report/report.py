@@ -208,7 +208,7 @@ def _provenance(statistics: AnswerStatistics) -> list[tuple[str, str]]:
 def _tiles(account: ReportData) -> list[dict[str, Any]]:
     statistics, status, totals = account.statistics, account.status, account.totals
     live = status.get("state") in list(RunState)
-    tiles = [_tile("answers held", f"{max(statistics.rows, totals.held):,}")]
+    tiles = [_tile("answers stored", f"{max(statistics.rows, totals.held):,}")]
     rates, eta = status.get("rates") or {}, status.get("eta_s") or {}
     if live and rates:
         tiles.append(_tile("requests a minute", f"{rates.get('requests_per_minute', 0):,.0f}"))

@@ -72,7 +72,7 @@ class Plan:
         to_send = self.rows - self.cached - self.duplicates - self.in_batches
         waiting = f"{self.in_batches:,} wait in batches, " if self.in_batches else ""
         lines = [
-            f"rows      {self.rows:,}: {self.cached:,} held already, {self.duplicates:,} share a request, "
+            f"rows      {self.rows:,}: {self.cached:,} already stored, {self.duplicates:,} share a request, "
             f"{waiting}{to_send:,} to send",
             f"tokens    about {self.input_tokens:,} in ({self.input_basis}), at most "
             f"{self.max_output_tokens:,} out",

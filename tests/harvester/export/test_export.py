@@ -328,7 +328,7 @@ def test_a_folder_in_use_an_unknown_shape_and_a_row_for_evaluation_are_refused(s
     (tmp_path / "used" / "x").write_text("")
     with pytest.raises(ConfigError, match="not empty"):
         export.export(store, tmp_path / "used")
-    with pytest.raises(ConfigError, match="unknown shape"):
+    with pytest.raises(ConfigError, match="unknown format"):
         export.export(store, tmp_path / "out", shape="csv")  # type: ignore[arg-type]
     metadata = {**SCHEMA.metadata, LINEAGE_KEY: json.dumps([LINEAGE]).encode()}
     table = to_table([sample(99, purpose="eval")]).replace_schema_metadata(metadata)

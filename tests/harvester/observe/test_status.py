@@ -143,7 +143,7 @@ def stopped(store: Path) -> Iterator[subprocess.Popen[bytes]]:
 def test_a_stopped_job_is_unfit_however_fresh_its_heartbeat(store: Path, stopped: subprocess.Popen[bytes]):
     (store / "status.json").write_text(json.dumps({**WHOLE, "updated_at": time.time()}), encoding="utf-8")
     assert not status.can_answer(store)
-    assert "the job hangs (stopped)" in status.unhealthy_reason(status.current_status(store), 600)
+    assert "the run hangs (stopped)" in status.unhealthy_reason(status.current_status(store), 600)
 
 
 def test_a_heartbeat_from_before_the_clock_was_set_back_is_no_life_sign(store: Path):
