@@ -34,8 +34,12 @@ def fleet(
     ranks: int | None = typer.Option(
         None, help="How many processes share the prompts; default: one for each machine of the cluster."
     ),
-    max_usd: float | None = typer.Option(None, help="Most that all ranks together may cost."),
-    max_tokens: int | None = typer.Option(None, help="Most tokens all ranks together may use."),
+    max_usd: float | None = typer.Option(
+        None, help="US dollars all ranks together may cost (needs [teacher.price]); default: [budget] usd."
+    ),
+    max_tokens: int | None = typer.Option(
+        None, help="Tokens all ranks together may use; default: [budget] tokens."
+    ),
     budget_per: BudgetSpan = BUDGET_PER,
     max_runtime: str | None = MAX_RUNTIME,
     grace: float | None = GRACE,

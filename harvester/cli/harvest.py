@@ -64,9 +64,11 @@ def plan(config: Path = CONFIG, shard: str | None = SHARD, as_json: bool = JSON)
 def run(
     context: typer.Context,
     config: Path = CONFIG,
-    limit: int | None = typer.Option(None, help="Stop after this many new answers."),
-    max_usd: float | None = typer.Option(None, help="Most that this run may cost."),
-    max_tokens: int | None = typer.Option(None, help="Most tokens this run may use."),
+    limit: int | None = typer.Option(None, help="New answers after which the run stops; default: no limit."),
+    max_usd: float | None = typer.Option(
+        None, help="US dollars this run may cost (needs [teacher.price]); default: [budget] usd."
+    ),
+    max_tokens: int | None = typer.Option(None, help="Tokens this run may use; default: [budget] tokens."),
     budget_per: BudgetSpan = BUDGET_PER,
     max_runtime: str | None = MAX_RUNTIME,
     grace: float | None = GRACE,
@@ -80,7 +82,9 @@ def run(
     watch: bool = typer.Option(False, "--watch", help="Keep running; take prompt files that appear or grow."),
     finish_by: str | None = typer.Option(None, help="Stop at this time: 2026-11-27T18:00+01:00."),
     metrics_file: Path | None = typer.Option(None, help="Write Prometheus text to this file every 15 s."),
-    otel: bool = typer.Option(False, "--otel", help="Send metrics by OTLP; needs the extra `otel`."),
+    otel: bool = typer.Option(
+        False, "--otel", help="Send metrics by OTLP to OTEL_EXPORTER_OTLP_ENDPOINT; needs the extra `otel`."
+    ),
     transport: Transport | None = typer.Option(
         None, help="Ask one by one (online), in batches (batch), or both (hybrid); [run] transport."
     ),

@@ -37,7 +37,9 @@ def evaluate(
     harness_tasks: Path | None = typer.Option(
         None, help="Folder of task files of your own.", exists=True, file_okay=False
     ),
-    harness_limit: int | None = typer.Option(None, min=1, help="Examples of each of these tasks."),
+    harness_limit: int | None = typer.Option(
+        None, min=1, help="Most examples per --harness task; default: all."
+    ),
     merged: Path | None = typer.Option(
         None, help="Exported student to score on these tasks, too.", exists=True, file_okay=False
     ),
@@ -47,7 +49,9 @@ def evaluate(
         exists=True,
         file_okay=False,
     ),
-    gguf_limit: int | None = typer.Option(None, min=1, help="Held-out prompts for each of these files."),
+    gguf_limit: int | None = typer.Option(
+        None, min=1, help="Most held-out prompts per GGUF file; default: all."
+    ),
     judge_only: bool = typer.Option(
         False, "--judge-only", help="Only ask [evaluate] judge about the answers of the last evaluation."
     ),
@@ -110,7 +114,12 @@ def _judge_answers(config: TrainConfig, *, as_json: bool) -> None:
 
 def audit(
     config: Path = CONFIG,
-    folds: int = typer.Option(2, min=0, help="Parts of the corpus; 0: no training, the student judges."),
+    folds: int = typer.Option(
+        2,
+        min=0,
+        help="Folds for cross-fitting: one student is trained per fold. 0: train none, rank by the finished "
+        "student's loss.",
+    ),
     as_json: bool = AS_JSON,
 ) -> None:
     """Find rows that contradict the others, wrong answers above all; write audit.html beside the adapter.

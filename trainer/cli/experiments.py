@@ -29,7 +29,9 @@ def register(app: VerbApp) -> None:
 
 
 def distil(
-    config: Path = typer.Argument(..., metavar="DISTIL", help="distil.toml", show_default=False),
+    config: Path = typer.Argument(
+        ..., metavar="DISTIL", help="Path of a distil.toml (`trainer init` writes one).", show_default=False
+    ),
     until: Stage = typer.Option("report", help="Last stage to run."),
     first: Stage = typer.Option(
         "harvest", "--from", help="First stage to run; what those before it made last is used as it is."
@@ -63,7 +65,9 @@ def distil(
 
 
 def curve(
-    config: Path = typer.Argument(..., metavar="CURVE", help="curve.toml", show_default=False),
+    config: Path = typer.Argument(
+        ..., metavar="CURVE", help="Path of a curve.toml (keys: trainer/CONFIG.md).", show_default=False
+    ),
     as_json: bool = AS_JSON,
 ) -> None:
     """Train on nested subsets of the corpus and predict what the next dollar brings; write curve.html.
@@ -97,7 +101,9 @@ def curve(
 
 
 def loop(
-    config: Path = typer.Argument(..., metavar="LOOP", help="loop.toml", show_default=False),
+    config: Path = typer.Argument(
+        ..., metavar="LOOP", help="Path of a loop.toml (keys: trainer/CONFIG.md).", show_default=False
+    ),
     as_json: bool = AS_JSON,
 ) -> None:
     """Harvest what the student fails, round by round, train on all so far and score; write loop.html.
@@ -128,7 +134,12 @@ def loop(
 
 
 def onpolicy(
-    config: Path = typer.Argument(..., metavar="ONPOLICY", help="onpolicy.toml", show_default=False),
+    config: Path = typer.Argument(
+        ...,
+        metavar="ONPOLICY",
+        help="Path of an onpolicy.toml (keys: trainer/CONFIG.md).",
+        show_default=False,
+    ),
     as_json: bool = AS_JSON,
 ) -> None:
     """Let the student answer, let the teacher score its tokens, and learn from that; write onpolicy.html.

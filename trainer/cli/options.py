@@ -6,7 +6,9 @@ import typer
 
 from harvester.system.command_line.verb_command import VerbCommand
 
-CONFIG = typer.Argument(..., metavar="CONFIG", help="train.toml", show_default=False)
+CONFIG = typer.Argument(
+    ..., metavar="CONFIG", help="Path of a train.toml (`trainer init` writes one).", show_default=False
+)
 PROCESSES = typer.Option(1, min=1, help="Processes on this machine, one per device.")
 AS_JSON = typer.Option(False, "--json", help="Print the result as one JSON line on stdout.")
 

@@ -152,9 +152,14 @@ def train(
         "", help="Rendezvous of torchrun: static or c10d; default: static where the number is known."
     ),
     rdzv_endpoint: str = typer.Option("", metavar="HOST:PORT", help="Where the machines meet."),
-    rdzv_id: str = typer.Option("", help="Name of the meeting; default: Slurm's job id, or none."),
+    rdzv_id: str = typer.Option(
+        "", help="Rendezvous id, the same on all machines; default: Slurm's job id, or none."
+    ),
     rdzv_timeout: float = typer.Option(900.0, min=1, help="Seconds to wait for the other machines."),
-    allow_change: bool = typer.Option(False, help="Resume although settings or corpus changed."),
+    allow_change: bool = typer.Option(
+        False,
+        help="Resume although settings or corpus changed (the result is then not that of one training).",
+    ),
     force_faults: bool = typer.Option(False, help="Train although the data has fatal faults; see doctor."),
     as_json: bool = AS_JSON,
 ) -> None:
