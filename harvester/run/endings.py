@@ -257,7 +257,7 @@ def warnings_of(snapshot: Snapshot, bad_lines: int = 0, skipped: str = "") -> tu
     if skipped:
         lines.append(f"{skipped}: {SKIPPED_PROMPTS}")
     if len(snapshot.served_models) > 1:
-        named = ", ".join(f"{excerpt(voice)} ({count:,})" for voice, count in snapshot.served_models.items())
+        named = ", ".join(f"{excerpt(model)} ({count:,})" for model, count in snapshot.served_models.items())
         lines.append(
             f"answers name more than one model or build: {named}; each row names its own in response_model"
         )
