@@ -59,6 +59,7 @@ def fleet(
     Run the same command again to resume. Needs the extra `ray`.
     """
     from harvester.fleet import driver
+    from harvester.fleet.checks import FleetOptions
     from harvester.run import signals
 
     if log_json:
@@ -73,7 +74,7 @@ def fleet(
         epoch=epoch,
         retry_dead=retry_dead,
     )
-    options = driver.FleetOptions(address, ranks, pay_again, harvest)
+    options = FleetOptions(address, ranks, pay_again, harvest)
     with progress_display(0, "fleet") as show:
         summary = driver.run(config, options, show, message)
     lines = _lines(summary, config)

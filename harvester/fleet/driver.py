@@ -9,37 +9,29 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harvester import library
-from harvester.config import config as settings
 from harvester.config.config import HarvestConfig
 from harvester.config.overrides import Overrides
-from harvester.config.shard import Shard
-from harvester.config.transport import Transport
 from harvester.errors import ConfigError, HarvesterError, RunState, StoreError
 from harvester.fleet import cluster as processes
+from harvester.fleet.checks import FleetOptions, find_stores, require_divisible, require_possible
 from harvester.fleet.cluster import Actor, Cluster, Node, RankLost, connected, is_ready, result
 from harvester.fleet.folder import FleetState, folder_of, read_state, require_ranks, write_state
 from harvester.fleet.signals import Requests
 from harvester.fleet.status import RankView, error_facts, exit_code_of, fleet_status, overall_state
 from harvester.observe.counters import PassLimits
 from harvester.observe.status import write_status
-from harvester.run import prepare
-from harvester.run.sharding import with_shard
 from harvester.store.journal.lock import StoreLock
 from harvester.system.command_line.extras import require
 from harvester.system.command_line.version import __version__
-from harvester.teacher.policies import build_budget, require_rate_within_patience
-from harvester.teacher.sharing.limit_leases import LEAST
+from harvester.teacher.policies import build_budget
 
 Watch = Callable[[Mapping[str, Any]], None]
 Note = Callable[[str], None]
 
-# From so many ranks on, the coordinator needs more than one core (benchmarks/large_run.py).
-MOST_RANKS = 200
 LOOK_S = 0.25
 # Seconds between two looks at each rank, and between two writes of the state.
 POLL_S, SAVE_S = 1.0, 2.0
@@ -51,23 +43,6 @@ _OF_ALL = frozenset({2, 4, 77})
 _NOTHING_SENT: Mapping[str, Any] = {"exit_code": 0, "ending": "interrupted"}
 # Seconds after which a rank that does not begin gets a note.
 SLOW_S = 20.0
-
-
-@dataclass(frozen=True, slots=True)
-class FleetOptions:
-    """How a fleet is run.
-
-    Attributes:
-        address: of the Ray cluster; None starts one on this machine.
-        ranks: how many; None for as many as there are machines.
-        pay_again: begin a new store for a rank whose own can't be reached.
-        harvest: options of the harvest, for each rank.
-    """
-
-    address: str | None
-    ranks: int | None
-    pay_again: bool
-    harvest: library.HarvestOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +78,7 @@ def run(config: Path, options: FleetOptions, watch: Watch, note: Note) -> FleetS
         ConfigError, PromptError, TermsRefused: nothing was sent.
         HarvesterError: the cluster can't be used, or another fleet holds the folder.
     """
-    loaded, flags = checked(config, options)
+    loaded, flags = require_possible(config, options)
     require("ray", "harvester fleet")  # before a folder is made
     whole = (config.resolve().parent / loaded.store.path).resolve()
     folder = folder_of(whole)
@@ -113,8 +88,8 @@ def run(config: Path, options: FleetOptions, watch: Watch, note: Note) -> FleetS
         known = options.ranks or (None if state is None else state.ranks)
         try:
             with connected(options.address, known or 1) as cluster:
-                state = state or _found(config, cluster, options.ranks)
-                _require_divisible(config, loaded, flags, state.ranks)
+                state = state or find_stores(config, cluster, options.ranks)
+                require_divisible(config, loaded, flags, state.ranks)
                 fleet = _Fleet(config, loaded, flags, options, cluster, state, whole)
                 with Requests.installed() as requests:
                     return fleet.run(requests, watch, note)
@@ -124,77 +99,6 @@ def run(config: Path, options: FleetOptions, watch: Watch, note: Note) -> FleetS
                 place="harvester fleet",
                 remedy="`ray status` shows what is up; the same command resumes",
             ) from None
-
-
-def _found(config: Path, cluster: Cluster, ranks: int | None) -> FleetState:
-    """Return the state of a fleet that left none here: its stores are looked for on all machines.
-
-    Raises:
-        ConfigError: stores of another number of ranks are there.
-    """
-    nodes = cluster.nodes()
-    hosts: dict[int, str] = {}
-    begun: set[int] = set()
-    for node in nodes:
-        for shard in map(Shard.parse, cluster.stores_at(node, config.resolve())):
-            begun.add(shard.of)
-            hosts[shard.rank] = node.host
-    number = ranks or (begun.pop() if len(begun) == 1 else min(MOST_RANKS, len(nodes)))
-    if others := begun - {number}:
-        raise ConfigError(
-            f"stores of a split into {min(others)} are there: {number} ranks would ask again for what they "
-            "hold",
-            place="--ranks",
-            remedy="name that number; or merge these stores, name the result in [store] read_also, and move "
-            "them away",
-        )
-    return FleetState(number, hosts)
-
-
-def checked(config: Path, options: FleetOptions) -> tuple[HarvestConfig, Overrides]:
-    """Check what costs nothing and needs no cluster: configuration, options, terms.
-
-    Raises:
-        ConfigError, TermsRefused: a fleet could not run this.
-    """
-    loaded, flags = settings.load(config), library.overrides(options.harvest)
-    flags.require(priced=loaded.teacher.price is not None)
-    prepare.gate(loaded, config.resolve().parent).require()
-    if options.ranks is not None and not 1 <= options.ranks <= MOST_RANKS:
-        raise ConfigError(
-            f"a fleet has 1 to {MOST_RANKS} ranks, not {options.ranks}",
-            place="--ranks",
-            remedy="as in --ranks 4",
-        )
-    if loaded.run.shard is not None:
-        raise ConfigError("a shard can't be split again", place="run.shard", remedy="leave it out")
-    if (flags.transport or loaded.run.transport) is not Transport.ONLINE:
-        raise ConfigError(
-            "the ranks of a fleet ask one by one, not in batches",
-            place="run.transport",
-            remedy='set [run] transport = "online"; or split the harvest with `harvester run --shard`',
-        )
-    if loaded.score is not None:
-        raise ConfigError(
-            "a fleet can't score texts",
-            place="score",
-            remedy="split the harvest with `harvester run --shard`",
-        )
-    return loaded, flags
-
-
-def _require_divisible(config: Path, loaded: HarvestConfig, flags: Overrides, ranks: int) -> None:
-    """Refuse limits that so many ranks can't share."""
-    with_shard(loaded, replace(flags, shard=f"1/{ranks}", is_allocated=True))
-    for name, value in loaded.teacher.limits.model_dump().items():
-        if value is not None and name.endswith("_per_minute"):
-            require_rate_within_patience(
-                name,
-                value * LEAST,
-                ranks * len(loaded.teacher.base_urls),
-                loaded.run.patience_s,
-                place=f"{config}: teacher.limits, divided by {ranks} ranks",
-            )
 
 
 @dataclass(slots=True)

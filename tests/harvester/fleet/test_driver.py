@@ -80,8 +80,8 @@ def good(number: int) -> dict[str, Any]:
 
 def run(ranks: list[Played], tmp_path: Path, mock: RunningMock, requests: Requests) -> driver.FleetSummary:
     config = write(tmp_path, mock, 2)
-    options = driver.FleetOptions(None, len(ranks), False, HarvestOptions())
-    loaded, flags = driver.checked(config, options)
+    options = FleetOptions(None, len(ranks), False, HarvestOptions())
+    loaded, flags = require_possible(config, options)
     played: Any = PlayedCluster(ranks)
     whole = tmp_path / "store"
     folder_of(whole).mkdir()
@@ -167,6 +167,4 @@ def test_a_lost_cluster_is_an_error_in_words(
     monkeypatch.setattr(driver, "connected", lost)
     config = write(tmp_path, mock_teacher(), 2)
     with pytest.raises(HarvesterError, match="does not answer"):
-        driver.run(
-            config, driver.FleetOptions(None, 2, False, HarvestOptions()), lambda _: None, lambda _: None
-        )
+        driver.run(config, FleetOptions(None, 2, False, HarvestOptions()), lambda _: None, lambda _: None)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from harvester.errors import ConfigError, RunState, StoreError, TermsRefused
-from harvester.fleet import driver
+from harvester.fleet.checks import FleetOptions, require_possible
 from harvester.fleet.folder import FleetState, read_state, require_ranks, write_state
 from harvester.fleet.status import RankView, exit_code_of, fleet_status, overall_state, rank_lines
 from harvester.library import HarvestOptions
@@ -21,8 +21,8 @@ from tests.harvester.run.test_shards import write
 Mock = Callable[..., RunningMock]
 
 
-def options(ranks: int | None = 2, **harvest: object) -> driver.FleetOptions:
-    return driver.FleetOptions(None, ranks, False, HarvestOptions(**harvest))  # type: ignore[typeddict-item]
+def options(ranks: int | None = 2, **harvest: object) -> FleetOptions:
+    return FleetOptions(None, ranks, False, HarvestOptions(**harvest))  # type: ignore[typeddict-item]
 
 
 @pytest.mark.skipif(find_spec("ray") is not None, reason="ray is installed")
@@ -46,7 +46,7 @@ def test_without_ray_the_extra_is_named(mock_teacher: Mock, tmp_path: Path) -> N
 def test_what_a_fleet_cannot_do_is_refused(mock_teacher: Mock, tmp_path: Path, more: str, place: str) -> None:
     path = write(tmp_path, mock_teacher(), 2, more)
     with pytest.raises(ConfigError) as caught:
-        driver.checked(path, options())
+        require_possible(path, options())
     assert caught.value.place == place
 
 
@@ -54,7 +54,7 @@ def test_terms_are_asked_before_anything_else(mock_teacher: Mock, tmp_path: Path
     path = write(tmp_path, mock_teacher(), 2)
     path.write_text(path.read_text().replace('terms = "mock-teacher"', 'terms = "openai"'))
     with pytest.raises(TermsRefused):
-        driver.checked(path, options())
+        require_possible(path, options())
 
 
 def test_a_fleet_keeps_its_number_of_ranks(tmp_path: Path) -> None:
