@@ -12,6 +12,7 @@ import pytest
 
 from harvester.errors import ConfigError, HarvesterError, StoreFull
 from harvester.fleet import cluster, driver
+from harvester.fleet.checks import FleetOptions, require_possible
 from harvester.fleet.folder import FleetState, folder_of
 from harvester.fleet.signals import Requests
 from harvester.fleet.status import error_facts
