@@ -254,7 +254,7 @@ class Client:
         return await parse_in_child.redact(self._redactor, body)
 
     async def models(self, base: str) -> list[str]:
-        """The models that one of the teacher's base URLs lists; empty where it has no list for this key.
+        """Return the models that a base URL of the teacher lists; empty where it has no list for this key.
 
         A key that may chat need not be allowed to list models: what counts is the first request.
 

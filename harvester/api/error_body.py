@@ -54,7 +54,7 @@ _INVALID = frozenset({400, 422})
 def classify(
     status: int, headers: Mapping[str, str], body: bytes, *, place: str = "", secret: str | None = None
 ) -> TeacherError:
-    """The error that a reply without a completion means.
+    """Return the error that a reply without a completion means.
 
     Args:
         status: HTTP status, or the one an error inside a 200 stands for.
@@ -69,7 +69,7 @@ def classify(
 
 
 def error_inside(document: Any, body: bytes, *, is_stream: bool = False) -> TeacherError | None:
-    """The error inside the body of a 200, None when there is none.
+    """Return the error inside the body of a 200, None when there is none.
 
     Its message says where the error was and which HTTP status it stands for. A BrokenAnswer is one whose
     meaning is not known; its message quotes the teacher.
@@ -167,7 +167,7 @@ def _fields_of(body: bytes, headers: Mapping[str, str]) -> ErrorFields:
 
 
 def excerpt(text: str) -> str:
-    """One short line that is safe to print: no control characters, nothing that looks like a key."""
+    """Return one short line that is safe to print: no control characters, nothing that looks like a key."""
     masked = _KEYLIKE.sub("***", text)
     shown = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in masked)
     shown = " ".join(shown.replace("\N{REPLACEMENT CHARACTER}", " ").split())
@@ -175,7 +175,7 @@ def excerpt(text: str) -> str:
 
 
 def describe(error: BaseException) -> str:
-    """Class and text of any exception as one short line; also of one whose text can't be had."""
+    """Return class and text of any exception as one short line; also of one whose text can't be had."""
     try:
         text = str(error)
     except Exception:  # noqa: BLE001 - an exception made by a library without its arguments
@@ -184,7 +184,7 @@ def describe(error: BaseException) -> str:
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:
-    """Seconds the teacher asks us to wait, 0 to a day; None when it names no time that can be read.
+    """Return seconds the teacher asks us to wait, 0 to a day; None when it names no time that can be read.
 
     `retry-after-ms` wins over `retry-after` (seconds, also fractions, or an HTTP date). A date is
     taken relative to the reply's own Date header, so a wrong local clock does not matter.

@@ -243,7 +243,7 @@ class ErrorFields:
         return is_quota(self.code)
 
     def status_by_words(self) -> int:
-        """The status by code, else by the words of the error; 0 where neither says it."""
+        """Return the status by code, else by the words of the error; 0 where neither says it."""
         if self.status:
             return self.status
         return next((status for status, words in _STATUS_OF_WORDS if words.search(self.message)), 0)
@@ -255,12 +255,12 @@ def is_quota(code: str) -> bool:
 
 
 def find_error(document: Any) -> ErrorFields | None:
-    """The error in a body; None where it holds none."""
+    """Return the error in a body; None where it holds none."""
     return _find(document, 0)
 
 
 def error_of_reply(document: Any) -> ErrorFields:
-    """What the body of a reply with an error status says, also where it has none of the known forms."""
+    """Return what the body of a reply with an error status says, in whatever form."""
     fields = _find(document, 0)
     if fields is not None:
         return fields

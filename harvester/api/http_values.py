@@ -11,7 +11,7 @@ LONGEST_DATE = 200
 
 
 def parse_number(text: str | None) -> float | None:
-    """A decimal number, possibly negative or infinite; None for NaN and for anything else."""
+    """Return a decimal number, possibly negative or infinite; None for NaN and for anything else."""
     try:
         value = float(text) if text is not None else math.nan
     except ValueError:
@@ -20,7 +20,7 @@ def parse_number(text: str | None) -> float | None:
 
 
 def parse_date(text: str | None) -> float | None:
-    """Unix seconds of an HTTP date (RFC 9110 section 5.6.7); a date without a zone is taken as UTC."""
+    """Return Unix seconds of an HTTP date (RFC 9110 section 5.6.7); a date without a zone is taken as UTC."""
     if not text or len(text) > LONGEST_DATE:
         return None
     try:

@@ -13,15 +13,15 @@ _FIELDS = ("max_completion_tokens", "max_tokens")
 
 
 def max_tokens_fields(body: Mapping[str, Any]) -> dict[str, int]:
-    """The fields of this body that limit the answer, with their integer values, the deciding one first."""
+    """Return the fields of a body that limit the answer, with their integers, the deciding one first."""
     return {name: value for name in _FIELDS if isinstance(value := body.get(name), int)}
 
 
 def max_tokens_of(body: Mapping[str, Any]) -> int | None:
-    """The limit as the body states it, also 0; None where it states none. The journal stores this value."""
+    """Return the limit as the body states it, also 0; None for none. The journal stores this value."""
     return next(iter(max_tokens_fields(body).values()), None)
 
 
 def positive_max_tokens_of(body: Mapping[str, Any]) -> int:
-    """The limit for estimates of time and tokens: 0 where the body states none, or none above 0."""
+    """Return the limit for estimates of time and tokens: 0 where the body states none, or none above 0."""
     return max(0, max_tokens_of(body) or 0)

@@ -16,7 +16,7 @@ def is_about_listing(message: str) -> bool:
 
 
 def parse(body: bytes) -> list[str]:
-    """The model ids in the body of `GET /models`; empty when the body is no such list."""
+    """Return the model ids in the body of `GET /models`; empty when the body is no such list."""
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError:

@@ -51,7 +51,7 @@ class Redactor:
         return "Redactor(***)"
 
     def body(self, body: bytes) -> bytes:
-        """A reply's body without the secret; unchanged bytes where it was not in them."""
+        """Return a reply's body without the secret; unchanged bytes where it was not in them."""
         if not self._forms:
             return body
         plain = self.text(body)
@@ -73,18 +73,18 @@ class Redactor:
         return plain if masked == text else masked
 
     def text(self, text: bytes) -> bytes:
-        """Bytes without any plain spelling of the secret."""
+        """Return bytes without any plain spelling of the secret."""
         for form in self._forms:
             if form in text:
                 text = text.replace(form, REDACTED)
         return text
 
     def string(self, text: str) -> str:
-        """A string without the secret."""
+        """Return a string without the secret."""
         return self.text(text.encode("utf-8", "surrogatepass")).decode("utf-8", "surrogatepass")
 
     def headers(self, headers: Mapping[str, str]) -> dict[str, str]:
-        """Headers without the secret in their values."""
+        """Return headers without the secret in their values."""
         return {name: self.string(value) for name, value in headers.items()}
 
     def _may_spell(self, text: bytes) -> bool:

@@ -79,7 +79,7 @@ def requests(
 
 
 def input_tokens_of(prompt: Prompt, config: HarvestConfig) -> int:
-    """Estimated input tokens of one request for this prompt, without building it."""
+    """Return estimated input tokens of one request for this prompt, without building it."""
     if config.score is not None:
         return score_input_tokens(prompt)
     own = _field_tokens(prompt.fields, canonical(prompt.fields)) if prompt.fields else 0
@@ -88,7 +88,7 @@ def input_tokens_of(prompt: Prompt, config: HarvestConfig) -> int:
 
 
 def estimated_tokens_of(messages: Iterable[Message]) -> int:
-    """Estimated input tokens of these messages: one for each four bytes, and some for each message."""
+    """Return estimated input tokens of these messages: one for each four bytes, and some for each message."""
     return sum(_estimated_tokens(message) for message in messages)
 
 
@@ -259,7 +259,7 @@ class ScoreRequestBuilder:
 
 
 def score_input_tokens(prompt: Prompt) -> int:
-    """Estimated input tokens of a request that scores this prompt."""
+    """Return estimated input tokens of a request that scores this prompt."""
     text = text_of(prompt)
     return estimated_tokens_of(prompt.messages) if text is None else estimate_tokens(len(text.encode()))
 

@@ -50,7 +50,7 @@ def canonical(value: Any) -> bytes:
 
 
 def request_key(endpoint: str, body: Mapping[str, Any], sample_index: int, epoch: int = 0) -> bytes:
-    """The 32-byte cache key of one request.
+    """Return the 32-byte cache key of one request.
 
     Args:
         endpoint: what stands for the teacher: its base URL as configured, or its identity.
@@ -84,7 +84,7 @@ class RequestKeys:
         self._ends: dict[int, bytes] = {}
 
     def key(self, messages: Sequence[Mapping[str, Any]], sample_index: int) -> bytes:
-        """The key of `{**shared, "messages": messages}`.
+        """Return the key of `{**shared, "messages": messages}`.
 
         Raises:
             ValueError: the messages have no canonical JSON.
@@ -98,12 +98,12 @@ class RequestKeys:
 
 
 def short_digest(data: bytes) -> int:
-    """64-bit BLAKE2b digest for in-memory sets where a collision only costs a re-check; not a request key."""
+    """Return a 64-bit BLAKE2b digest for in-memory sets where a collision costs a check; no request key."""
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")
 
 
 def owner(key: bytes, world: int) -> int:
-    """The rank, of `world` ranks, that asks for this key: its first 8 bytes, big-endian, modulo `world`."""
+    """Return the rank that asks for this key: its first 8 bytes, big-endian, modulo the `world` ranks."""
     if world < 1:
         raise ValueError("a world has at least one rank")
     return int.from_bytes(key[:8], "big") % world

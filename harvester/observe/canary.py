@@ -61,7 +61,7 @@ class CanaryChange:
     furthest: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         return {
             "distance": None if self.distance is None else round(self.distance, 4),
             "changes": self.changes,
@@ -72,7 +72,7 @@ class CanaryChange:
 
 
 def distance(before: str, after: str) -> float:
-    """The distance of two texts: 0.0 for equal words in equal order, 1.0 without a common word.
+    """Return the distance of two texts: 0.0 for equal words in equal order, 1.0 without a common word.
 
     One minus Sorensen and Dice's coefficient over words and pairs of neighbouring words, as multisets.
     """
@@ -124,7 +124,7 @@ def _reply_to_compare(known: Sequence[CanaryReply], reply: CanaryReply) -> Canar
 def learn(
     known: KnownReplies, replies: Mapping[str, CanaryReply], *, changed: bool
 ) -> dict[str, tuple[CanaryReply, ...]]:
-    """The known replies after a round: each build's first one, replaced by that of a round with changes."""
+    """Return the known replies after a round: each build's first one, or that of a round with changes."""
     learned = {key: tuple(known_replies) for key, known_replies in known.items()}
     for key, reply in replies.items():
         before = learned.get(key, ())
@@ -142,7 +142,7 @@ def _rank(number: int, changed: Collection[int]) -> tuple[bool, int]:
 def known_after(
     answers: Iterable[tuple[int, str, CanaryReply]], changed: Collection[int]
 ) -> dict[str, tuple[CanaryReply, ...]]:
-    """The known replies that `learn` would give, from all answers of earlier rounds in any order.
+    """Return the known replies that `learn` would give, from all answers of earlier rounds in any order.
 
     Args:
         answers: round, request key, and the reply.
@@ -166,7 +166,7 @@ MAX_ROUNDS_BYTES = 64 << 20
 
 
 def read_rounds(store: Path) -> list[dict[str, Any]]:
-    """The lines of rounds.jsonl, oldest first; a torn last line is left out."""
+    """Return the lines of rounds.jsonl, oldest first; a torn last line is left out."""
     rounds = []
     path = store / paths.CANARY / paths.CANARY_ROUNDS
     with contextlib.suppress(OSError):
@@ -185,7 +185,7 @@ def append_round(store: Path, entry: Mapping[str, Any]) -> None:
 
 
 def canary_status(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The part of `canary` in status.json that earlier rounds determine."""
+    """Return the part of `canary` in status.json that earlier rounds determine."""
     if not rounds:
         return {}
     changed, last = [entry for entry in rounds if entry.get("changes")], rounds[-1]
@@ -199,7 +199,7 @@ def canary_status(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def load_known(store: Path) -> tuple[KnownReplies, int]:
-    """The known replies, from the rounds in rounds.jsonl, and the number of the last round.
+    """Return the known replies, from the rounds in rounds.jsonl, and the number of the last round.
 
     Raises:
         StoreError, StoreCorrupt: the canaries' store can't be read.

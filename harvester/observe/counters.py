@@ -341,20 +341,20 @@ class Counters:
         counts[name] = counts.get(name, 0) + 1
 
     def unusable(self) -> dict[str, int]:
-        """Rows of this run, answered now or before, whose answers are not usable, by outcome."""
+        """Return rows of this run, answered now or before, whose answers are not usable, by outcome."""
         return unusable(self.outcomes, self.cached_outcomes)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, by their names in status.json."""
+        """Return plain values for JSON, by their names in status.json."""
         values = _values(self)
         return {metric.status: values[name] for name, metric in declared(type(self)).items()}
 
     def summary(self) -> dict[str, Any]:
-        """The counters that the result of a run holds (`run --json`, run.json)."""
+        """Return the counters that the result of a run holds (`run --json`, run.json)."""
         return self._shown_in(Shown.SUMMARY)
 
     def of_canaries(self) -> dict[str, Any]:
-        """The counters that `canary` in status.json holds, when these are of the canaries' requests."""
+        """Return the counters that `canary` in status.json holds, if these are of the canaries' requests."""
         return self._shown_in(Shown.CANARY)
 
     def _shown_in(self, place: Shown) -> dict[str, Any]:
@@ -436,7 +436,7 @@ def judged_text(counts: Mapping[str, Any]) -> str:
 
 
 def declared(counters: type[Counters]) -> dict[str, Metric]:
-    """The metrics of a class of counters by field, in the order of its fields, each with its status name."""
+    """Return the metrics of a class of counters by field, in their order, each with its status name."""
     # mypy takes no dataclass with `__eq__` for hashable, not even the class itself.
     return _declared(counters)  # type: ignore[arg-type]
 
@@ -457,7 +457,7 @@ def _values(counters: Counters) -> dict[str, Any]:
 
 
 def snapshot(counters: Counters, *, in_flight: int = 0, window: int = 0, waiting: str = "") -> Snapshot:
-    """A copy of the counters, with the state of the limiter."""
+    """Return a copy of the counters, with the state of the limiter."""
     return Snapshot(**_values(counters), in_flight=in_flight, window=window, waiting=waiting)
 
 

@@ -90,7 +90,7 @@ class Forecast:
             self._points.append(point)
 
     def per_minute(self, name: str) -> float:
-        """Units per minute of one counter over the last minute, paused time included."""
+        """Return units per minute of one counter over the last minute, paused time included."""
         if not self._points:
             return 0.0
         last = self._points[-1]
@@ -100,12 +100,12 @@ class Forecast:
         return done * MINUTE_S / span if span > 0 else 0.0
 
     def refused_share(self) -> float:
-        """Share of the requests of the last minute that the teacher refused for the rate (429)."""
+        """Return share of the requests of the last minute that the teacher refused for the rate (429)."""
         sent = self.per_minute("sent")
         return min(1.0, self.per_minute("refused") / sent) if sent else 0.0
 
     def ahead(self, work: Work) -> Ahead | None:
-        """What is left; None before the first answer."""
+        """Return what is left; None before the first answer."""
         if self._first is None or not self._points:
             return None
         last = self._points[-1]

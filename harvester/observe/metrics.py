@@ -105,7 +105,7 @@ _GAUGES = (
 
 
 def metrics_of(counters: type[Counters]) -> tuple[Metric, ...]:
-    """All published values: those of a class of counters, then those that the status adds."""
+    """Return all published values: those of a class of counters, then those that the status adds."""
     return (*declared(counters).values(), *_GAUGES)
 
 
@@ -134,7 +134,7 @@ _MISSING: Mapping[Kind, Any] = {Kind.TEXT: "", Kind.COUNTS: {}}
 
 
 def trace_columns(status: Mapping[str, Any]) -> dict[str, Any]:
-    """The columns of a line of trace.jsonl that come from metrics."""
+    """Return the columns of a line of trace.jsonl that come from metrics."""
     return {
         metric.trace: status.get(metric.status, _MISSING.get(metric.kind, 0))
         for metric in METRICS
@@ -143,7 +143,7 @@ def trace_columns(status: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def value_in(status: Mapping[str, Any], path: str) -> Any:
-    """The value at a metric's `status` path; None where there is none."""
+    """Return the value at a metric's `status` path; None where there is none."""
     value: Any = status
     for name in path.split("."):
         value = value.get(name) if isinstance(value, Mapping) else None
@@ -151,7 +151,7 @@ def value_in(status: Mapping[str, Any], path: str) -> Any:
 
 
 def format_table(metrics: Iterable[Metric]) -> str:
-    """The table of counters in data/FORMAT.md, one line for each metric.
+    """Return the table of counters in data/FORMAT.md, one line for each metric.
 
     tests/harvester/observe/test_counters.py compares the file with it.
     """

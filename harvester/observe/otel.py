@@ -25,7 +25,7 @@ EVERY_S = 30.0
 
 
 def attributes_of(base_url: str, model: str) -> dict[str, str | int]:
-    """The attributes of every GenAI point: operation, provider, model, server."""
+    """Return the attributes of every GenAI point: operation, provider, model, server."""
     url = urlsplit(base_url)
     return {
         "gen_ai.operation.name": "chat",
@@ -37,7 +37,7 @@ def attributes_of(base_url: str, model: str) -> dict[str, str | int]:
 
 
 def export_of(status: Mapping[str, Any], common: Mapping[str, str | int], now_ns: int) -> Any:
-    """A status as the SDK's MetricsData; counts are cumulative since the run began.
+    """Return a status as the SDK's MetricsData; counts are cumulative since the run began.
 
     Args:
         common: the attributes of every GenAI point, from `attributes_of`.

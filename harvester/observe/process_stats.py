@@ -22,7 +22,7 @@ class ProcessStats:
         self._worst_lag_s = 0.0
 
     async def watch(self) -> None:
-        """Until cancelled: sleep for `PROBE_S`, and record how much later than due the loop resumed."""
+        """Sleep for `PROBE_S` until cancelled, and record how much later than due the loop resumed."""
         loop = asyncio.get_running_loop()
         while True:
             due = loop.time() + PROBE_S
@@ -30,7 +30,7 @@ class ProcessStats:
             self._worst_lag_s = max(self._worst_lag_s, loop.time() - due)
 
     def read(self) -> dict[str, Any]:
-        """`rss_bytes`, `open_files`, `tasks`, `threads`, `cpu_s` now, and the worst `loop_lag_s`."""
+        """Return `rss_bytes`, `open_files`, `tasks`, `threads`, `cpu_s` now, and the worst `loop_lag_s`."""
         used = resource.getrusage(resource.RUSAGE_SELF)
         return {
             "rss_bytes": resident_bytes(),
@@ -54,7 +54,7 @@ def _tasks() -> int:
 
 
 def resident_bytes() -> int:
-    """Resident memory now; its peak where there is no /proc."""
+    """Return resident memory now; its peak where there is no /proc."""
     try:
         return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * _PAGE
     except OSError:
@@ -63,7 +63,7 @@ def resident_bytes() -> int:
 
 
 def open_files() -> int:
-    """Number of open file descriptors; 0 where the system does not list them."""
+    """Return the number of open file descriptors; 0 where the system does not list them."""
     for folder in ("/proc/self/fd", "/dev/fd"):
         try:
             return len(os.listdir(folder)) - 1  # noqa: PTH208 - the listing itself is open while it is read

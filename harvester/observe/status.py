@@ -37,7 +37,7 @@ HUNG_AFTER_S = 60.0
 
 
 def read_status(store: Path) -> dict[str, Any]:
-    """The heartbeat file of a store, without what it can't mean; empty when no run has written one."""
+    """Return the heartbeat file of a store, without what it can't mean; empty when no run has written one."""
     status, _ = _read_status(store)
     return status
 
@@ -64,7 +64,7 @@ def write_status(store: Path, status: Mapping[str, Any]) -> None:
 
 
 def current_status(store: Path, live: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The heartbeat, whether its process is alive or hangs, and the ledger's totals.
+    """Return the heartbeat, whether its process is alive or hangs, and the ledger's totals.
 
     Args:
         live: what the job itself answered just now over its socket; None when it did not answer.
@@ -144,7 +144,7 @@ def can_answer(store: Path) -> bool:
 
 
 def unhealthy_reason(status: Mapping[str, Any], max_age_s: float) -> str:
-    """Why a health probe should fail, "" when it shouldn't: complete, or alive with a fresh heartbeat."""
+    """Return why a health probe should fail, "" for a complete run or one with a fresh heartbeat."""
     if status.get("state") in COMPLETE_ENDINGS:
         return ""
     age = f"last {_heartbeat_age(status)}"
@@ -179,7 +179,7 @@ def _heartbeat_age(status: Mapping[str, Any]) -> str:
 
 
 def status_lines(status: Mapping[str, Any]) -> list[str]:
-    """The heartbeat in words."""
+    """Return the heartbeat in words."""
     if fault := status.get("status_fault"):
         where = Path(status.get("store", "")) / paths.STATUS
         return [f"status    {where} {fault}: move it away; the next run writes it again", *_ledger(status)]
@@ -249,7 +249,7 @@ def _headline(status: Mapping[str, Any]) -> str:
 
 
 def rows_done(status: Mapping[str, Any]) -> int:
-    """Number of rows that have an ending."""
+    """Return the number of rows that have an ending."""
     return sum(status.get(name, 0) for name in ("from_cache", "duplicates", "answers_stored", "dead"))
 
 
@@ -274,7 +274,7 @@ def _pace(status: Mapping[str, Any]) -> list[str]:
 
 
 def calendar(status: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """When it will be done, its hours counted in, and when they end; in the zone of this machine."""
+    """Return when it will be done, its hours counted in, and when they end; in the zone of this machine."""
     lines = []
     if done := status.get("done_at"):
         low, high = (schedule.here(done[side]) if done[side] is not None else "" for side in ("low", "high"))
@@ -474,7 +474,7 @@ def _process_text(status: Mapping[str, Any]) -> str:
 
 
 def span(seconds: float) -> str:
-    """Seconds as text, in the largest fitting unit."""
+    """Return seconds as text, in the largest fitting unit."""
     for size, name in ((86400, "days"), (3600, "hours"), (60, "minutes")):
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {name}"

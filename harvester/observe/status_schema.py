@@ -53,7 +53,7 @@ class _Lenient(BaseModel):
 
 
 def lenient_model(name: str, types: Mapping[str, Any]) -> type[_Lenient]:
-    """A model whose fields may be absent, and are left out when their value is not of its type."""
+    """Return a model whose fields may be absent, and are left out when their value is not of its type."""
     fields: dict[str, Any] = {
         field: (Annotated[type_, WrapValidator(_omitted_if_bad)], None) for field, type_ in types.items()
     }
@@ -85,7 +85,7 @@ def _all(names: str, type_: Any) -> Iterable[tuple[str, Any]]:
 
 
 def canary_model(counters: type[Counters]) -> type[_Lenient]:
-    """The model of `canary` in the status."""
+    """Return the model of `canary` in the status."""
     counted = {m.status: _TYPES[m.kind] for m in declared(counters).values() if Shown.CANARY in m.shown}
     return lenient_model(
         "CanaryStatus",
@@ -101,7 +101,7 @@ def canary_model(counters: type[Counters]) -> type[_Lenient]:
 
 
 def status_model(counters: type[Counters]) -> type[_Lenient]:
-    """The model of status.json, with the fields of these counters."""
+    """Return the model of status.json, with the fields of these counters."""
     other = lenient_model("OtherHarvest", dict([*_all("pid share priority", Number), *_all("config", Text)]))
     lease = lenient_model(
         "SharedLimit",
@@ -161,5 +161,5 @@ StatusFile = status_model(Snapshot)
 
 
 def validated_status(status: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a status that have their type, and those that are not declared."""
+    """Return the fields of a status that have their type, and those that are not declared."""
     return StatusFile.model_validate(dict(status)).model_dump(exclude_unset=True)

@@ -63,7 +63,7 @@ class TimelineWriter:
 
 
 def read_timeline(store: Path) -> list[dict[str, Any]]:
-    """All points, oldest first, without values that can't be theirs; the last line may be torn."""
+    """Return all points, oldest first, without values that can't be theirs; the last line may be torn."""
     try:
         lines = own_files.read_text(store / paths.TIMELINE, MAX_BYTES).splitlines()
     except OSError:

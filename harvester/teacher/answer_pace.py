@@ -35,7 +35,7 @@ class AnswerPace:
         self.latency_s = before + WEIGHT * (latency_s - before)
 
     def per_minute(self, now: float) -> float:
-        """Answers per minute, over the last minute or what there is of it."""
+        """Return answers per minute, over the last minute or what there is of it."""
         marks = [mark for mark in self._marks if now - mark[0] <= SPAN_S]
         if not marks:
             return 0.0

@@ -69,18 +69,18 @@ class AnswerShares:
         return True
 
     def share(self, endpoint: str) -> float | None:
-        """Share of the last answers that are unusable; None where there are none."""
+        """Return share of the last answers that are unusable; None where there are none."""
         recent = self._recent[endpoint]
         return recent.bad / recent.count if recent.count else None
 
     def share_of_others(self, endpoint: str) -> float | None:
-        """The same of all other endpoints together."""
+        """Return the same of all other endpoints together."""
         others = [recent for name, recent in self._recent.items() if name != endpoint]
         count = sum(recent.count for recent in others)
         return sum(recent.bad for recent in others) / count if count else None
 
     def rows(self, endpoint: str) -> list[Request]:
-        """The last rows that this endpoint gave an unusable answer to."""
+        """Return the last rows that this endpoint gave an unusable answer to."""
         return list(self._recent[endpoint].rows)
 
     def acquit(self, endpoint: str) -> None:

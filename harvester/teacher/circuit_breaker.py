@@ -67,5 +67,5 @@ class CircuitBreaker:
         self.down_since = None if self.down_since is None else now
 
     def down_s(self, now: float) -> float:
-        """Seconds since the first failure while the breaker is open, else 0."""
+        """Return seconds since the first failure while the breaker is open, else 0."""
         return 0.0 if self.down_since is None or not self.is_open else now - self.down_since

@@ -122,7 +122,7 @@ class Endpoints(OtherEndpoints):
         return any(queue.endpoint != endpoint and not queue.aside_reason for queue in self.queues)
 
     def queue_of(self, endpoint: str) -> EndpointQueue:
-        """The queue of this base URL."""
+        """Return the queue of this base URL."""
         return next(queue for queue in self.queues if queue.endpoint == endpoint)
 
     def wake_others(self, endpoint: str) -> None:
@@ -137,16 +137,16 @@ class Endpoints(OtherEndpoints):
         self.on_room()
 
     def elsewhere(self, endpoint: str, avoid: str, charge: Charge) -> Elsewhere | None:
-        """Where else than at these two a request could go; None for a teacher with one endpoint."""
+        """Return where else than at these two a request could go; None for a teacher with one endpoint."""
         others = [queue for queue in self.queues if queue.endpoint not in {endpoint, avoid}]
         return _Elsewhere(others, charge, self.weight) if others else None
 
     def weight(self, queue: EndpointQueue) -> float:
-        """What a free place of this endpoint counts."""
+        """Return what a free place of this endpoint counts."""
         return self.policies.weights.get(queue.endpoint, 1.0)
 
     def choose(self, avoid: str, charge: Charge) -> EndpointQueue:
-        """The endpoint with the most free room, preferably one that admits this charge at once.
+        """Return the endpoint with the most free room, preferably one that admits this charge at once.
 
         Another than `avoid` is preferred to it: one that fails fast looks idle.
         """
@@ -210,7 +210,7 @@ class Endpoints(OtherEndpoints):
         self.budget_changed.set()
 
     def waiting_reason(self) -> str:
-        """What delays the next request, as one line for the operator; "" when nothing does."""
+        """Return what delays the next request, as one line for the operator; "" when nothing does."""
         reason = next((reason for queue in self.queues if (reason := queue.waiting_reason())), "")
         if not reason and self._refused_rows:
             return f"{self._refused_rows:,} refused rows (429) that wait before their next try"

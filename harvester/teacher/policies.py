@@ -74,7 +74,7 @@ def build_policies(
     spent: Mapping[BudgetSpan, Amounts] | None = None,
     idle_since: float | None = None,
 ) -> Policies:
-    """The policies that a configuration and the ceilings of one pass set.
+    """Return the policies that a configuration and the ceilings of one pass set.
 
     Args:
         spent: what the budgets were charged in each span before this pass; None for nothing.

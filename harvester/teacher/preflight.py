@@ -31,7 +31,7 @@ class Lister(Protocol):
     """The part of `api.client.Client` that lists models."""
 
     async def models(self, base: str) -> list[str]:
-        """The models listed at one base URL, empty where there is no list.
+        """Return the models listed at one base URL, empty where there is no list.
 
         Raises:
             TeacherError: the list can't be had.

@@ -68,11 +68,11 @@ class Elsewhere:
     """Where else a request could go that waits at an endpoint. This base is for one that could go nowhere."""
 
     def free(self) -> EndpointQueue | None:
-        """Another endpoint that would admit the request at once, None for none."""
+        """Return another endpoint that would admit the request at once, None for none."""
         return None
 
     def soonest_s(self) -> float:
-        """Seconds until there may be one, infinity where that is not known."""
+        """Return seconds until there may be one, infinity where that is not known."""
         return math.inf
 
 
@@ -129,7 +129,7 @@ class EndpointQueue:
         self.changed.set()
 
     def waiting_reason(self) -> str:
-        """What delays the next request, "" when nothing does."""
+        """Return what delays the next request, "" when nothing does."""
         if self.hold_reason:
             return self.hold_reason
         is_waiting = self._queued or self.limiter.departures.waiting
@@ -164,7 +164,7 @@ class EndpointQueue:
         self._others.wake_others("")
 
     def load(self, weight: float = 1.0) -> tuple[int, float]:
-        """Tier and load; the endpoint with the least is chosen.
+        """Return tier and load; the endpoint with the least is chosen.
 
         Tier 0: down, and due for a probe. Tier 1: up; the load is minus the free places of its window, times
         its weight, or where requests wait the number of those and of running ones per place. Tier 2: down.
@@ -188,7 +188,7 @@ class EndpointQueue:
         return self.free_in_s(charge) <= 0
 
     def free_in_s(self, charge: Charge) -> float:
-        """Seconds until this charge would be admitted if nobody waits; infinity where somebody does."""
+        """Return seconds until this charge would be admitted if nobody waits; infinity if somebody does."""
         return math.inf if self._queued or not self.gets_rows else self._wait_s(charge)
 
     def wake_waiting(self) -> None:

@@ -103,7 +103,7 @@ def count_elements(raw: bytes) -> int:
 
 
 def load(raw: bytes) -> tuple[dict[str, Any], bool]:
-    """The document of a body, and whether it was read without loss.
+    """Return the document of a body, and whether it was read without loss.
 
     Raises: see `load_choices`.
     """
@@ -111,7 +111,7 @@ def load(raw: bytes) -> tuple[dict[str, Any], bool]:
 
 
 def load_choices(raw: bytes) -> Assembled:
-    """The document of a body, and which of its choices were read without loss.
+    """Return the document of a body, and which of its choices were read without loss.
 
     Raises:
         ConnectionBroken: a stream that ended before its answer did.
@@ -313,7 +313,7 @@ def _message_of(choice: Mapping[str, Any]) -> _Message:
 
 
 def texts_of(choice: Mapping[str, Any]) -> tuple[str, str]:
-    """Everything that a choice holds: text with refusal and tool calls, and reasoning."""
+    """Return everything that a choice holds: text with refusal and tool calls, and reasoning."""
     message = _message_of(choice)
     return message.written(), message.reasoning or ""
 

@@ -16,7 +16,7 @@ PER_TOKEN_MEMBERS = ("content", "refusal", "tokens", "token_logprobs", "top_logp
 
 
 def read_logprobs(value: Any) -> tuple[TokenLogprob, ...]:
-    """The generated tokens with their log-probabilities, in order; empty where there are none."""
+    """Return the generated tokens with their log-probabilities, in order; empty where there are none."""
     if isinstance(value, list):
         return tuple(_token(item) for item in value)
     if not isinstance(value, Mapping):

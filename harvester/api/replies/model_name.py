@@ -29,7 +29,7 @@ class _NeedsParsing(Exception):
 
 
 def model_and_provider(raw: bytes) -> tuple[str, str]:
-    """Model and provider of a raw body, each "" where it names none: the same as `completion.parse` finds."""
+    """Return model and provider of a raw body, each "" where it names none, as `completion.parse` does."""
     try:
         if b'"choices"' in raw:  # else it may be in an envelope
             return _string_member(raw, "model"), _string_member(raw, "provider")

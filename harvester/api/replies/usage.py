@@ -61,7 +61,7 @@ def estimate_tokens(text_bytes: int) -> int:
 
 
 def fewest_tokens(text: str) -> int:
-    """The fewest tokens that a text can be: a lower bound for every tokenizer known to us."""
+    """Return the fewest tokens that a text can be: a lower bound for every tokenizer known to us."""
     if not text:
         return 0
     words = len(text.split()) // MAX_WORDS_PER_TOKEN
@@ -85,7 +85,7 @@ def apportion(total: int, weights: Sequence[int]) -> list[int]:
 
 
 def usage_members(*holders: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The object with the counts, in the first holder that has one; empty where none has."""
+    """Return the object with the counts, in the first holder that has one; empty where none has."""
     for holder in holders:
         for name in USAGE_MEMBERS:
             value = holder.get(name)
@@ -98,7 +98,7 @@ def usage_members(*holders: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def read_usage(fields: Mapping[str, Any], input_estimate: int, text: str, reasoning: str = "") -> Usage:
-    """The counts of an answer: as reported where they can be true, else estimates that say so.
+    """Return the counts of an answer: as reported where they can be true, else estimates that say so.
 
     Args:
         fields: the object with the counts; see `usage_members`.
@@ -128,7 +128,7 @@ def read_usage(fields: Mapping[str, Any], input_estimate: int, text: str, reason
 
 
 def share_members(usage: Usage) -> dict[str, Any]:
-    """The object with the counts that `read_share` reads."""
+    """Return the object with the counts that `read_share` reads."""
     return {
         "prompt_tokens": usage.input_tokens,
         "completion_tokens": usage.output_tokens,
@@ -139,7 +139,7 @@ def share_members(usage: Usage) -> dict[str, Any]:
 
 
 def read_share(fields: Mapping[str, Any], share: Mapping[str, Any]) -> Usage:
-    """The counts of one choice of several: its part of a bill that was checked as a whole."""
+    """Return the counts of one choice of several: its part of a bill that was checked as a whole."""
     source = share.get("source")
     return Usage(
         input_tokens=_first(fields, INPUT_MEMBERS) or 0,

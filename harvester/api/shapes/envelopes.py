@@ -18,7 +18,7 @@ _MAX_ENVELOPES = 3
 
 
 def choices_of(document: Mapping[str, Any]) -> tuple[list[Any] | None, Mapping[str, Any]]:
-    """The choices of a body in any known envelope, and the object they are in; None where there are none."""
+    """Return the choices of a body in any known envelope, and the object they are in; None for none."""
     return _choices_of(document, 0) or (None, document)
 
 

@@ -131,7 +131,7 @@ _WORD = re.compile(r"[^a-z0-9]+")
 
 
 def finish_of(word: Any) -> Finish | None:
-    """What a finish word says; None for one that is not in the table."""
+    """Return what a finish word says; None for one that is not in the table."""
     if not isinstance(word, str):
         return None
     if word.strip() == "</s>":
@@ -141,7 +141,7 @@ def finish_of(word: Any) -> Finish | None:
 
 
 def finish_word(*holders: Mapping[str, Any]) -> str:
-    """The teacher's own finish word: of the first member that has one, "" where none has."""
+    """Return the teacher's own finish word: of the first member that has one, "" where none has."""
     for holder in holders:
         for name in FINISH_MEMBERS:
             value = holder.get(name)

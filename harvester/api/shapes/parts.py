@@ -82,7 +82,7 @@ def read_content(value: Any) -> Content:
 
 
 def read_reasoning(value: Any) -> tuple[str | None, bool]:
-    """The text of a reasoning field, and whether it was understood."""
+    """Return the text of a reasoning field, and whether it was understood."""
     if not value:  # null, "", {}, [], false: there is none
         return None, True
     content = _read(value, Role.REASONING, 0)

@@ -35,7 +35,7 @@ class Series:
 
 
 def compact(value: float) -> str:
-    """A number short enough for an axis: 950, 1.2k, 3.4M; small ones keep three significant digits."""
+    """Return a number short enough for an axis: 950, 1.2k, 3.4M; small ones keep three significant digits."""
     if value == 0:
         return "0"
     for limit, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
@@ -45,7 +45,7 @@ def compact(value: float) -> str:
 
 
 def milliseconds(value: float) -> str:
-    """A duration given in milliseconds, in the unit that fits."""
+    """Return a duration given in milliseconds, in the unit that fits."""
     for limit, suffix in ((60_000.0, "min"), (1000.0, "s"), (1.0, "ms")):
         if value >= limit * 0.9995:
             return f"{value / limit:.3g} {suffix}"
@@ -53,7 +53,7 @@ def milliseconds(value: float) -> str:
 
 
 def dollars(value: float) -> str:
-    """US dollars: cents where they matter, more digits where it is less, down to a micro-dollar."""
+    """Return US dollars: cents where they matter, more digits where it is less, down to a micro-dollar."""
     if value >= 0.1 or value == 0:
         return f"${value:,.2f}"
     return f"${value:.2g}" if value >= 1e-4 else f"${value:.6f}"
@@ -65,7 +65,7 @@ def words(text: str) -> Markup:
 
 
 def nothing(why: str) -> Markup:
-    """A note in place of a chart."""
+    """Return a note in place of a chart."""
     return Markup('<p class="none">{}</p>').format(words(why))
 
 
@@ -156,7 +156,7 @@ def _pieces(points: Sequence[tuple[float, float] | None]) -> list[list[tuple[flo
 def histogram(
     values: Histogram, *, unit: str = "", format: Format = compact, whole_numbers: bool = False
 ) -> Markup:
-    """Bars on a logarithmic axis, with the median and the 95th percentile named below.
+    """Return bars on a logarithmic axis, with the median and the 95th percentile named below.
 
     Args:
         whole: the values are whole numbers; where they lie close together each gets a bar of its own.
@@ -240,7 +240,7 @@ def _bar(x: float, width: float, share: float, title: str) -> str:
 
 
 def shares(counts: Mapping[str, float], format: Format = "{:,.0f}".format, most: int = 9) -> Markup:
-    """One horizontal bar a name, longest first, labelled with its amount and share."""
+    """Return one horizontal bar a name, longest first, labelled with its amount and share."""
     rows = sorted(((name, count) for name, count in counts.items() if count > 0), key=lambda item: -item[1])
     if not rows:
         return nothing("nothing to count")
@@ -268,5 +268,5 @@ def svg(inside: str, height: float, label: str, width: int = WIDTH) -> Markup:
 
 
 def short(name: str, limit: int = 20) -> str:
-    """A name cut to `limit` characters."""
+    """Return a name cut to `limit` characters."""
     return name if len(name) <= limit else name[: limit - 1] + "…"

@@ -23,7 +23,7 @@ NOTHING_HELD = "no delay"
 def figure(
     title: str, drawing: Any, note: str = "", legend: Sequence[tuple[str, str]] = ()
 ) -> dict[str, Any]:
-    """A drawing with its heading; `legend` pairs classes of the style sheet with words."""
+    """Return a drawing with its heading; `legend` pairs classes of the style sheet with words."""
     return {"title": title, "drawing": drawing, "note": note, "legend": list(legend)}
 
 
@@ -47,7 +47,7 @@ class TimelineCurves:
         return [x - 1e-3 for x, _ in self._starts[1:]]
 
     def clock(self, x: float) -> str:
-        """The UTC time at a place on the x axis."""
+        """Return the UTC time at a place on the x axis."""
         start = max((start for start in self._starts if start[0] <= x + 1e-6), default=(0.0, 0.0))
         at = datetime.fromtimestamp(start[1] + x - start[0], UTC)
         return f"{at:%H:%M:%S}" if self._span_s < 3600 and len(self.runs) == 1 else f"{at:%b %d, %H:%M}"
@@ -63,7 +63,7 @@ class TimelineCurves:
             yield None
 
     def rate(self, name: str, per_s: float = 1.0) -> list[tuple[float, float] | None]:
-        """Growth of a count, in units per `per_s` seconds."""
+        """Return growth of a count, in units per `per_s` seconds."""
         curve: list[tuple[float, float] | None] = []
         for stretch in self._stretches():
             if stretch is None:
@@ -75,7 +75,7 @@ class TimelineCurves:
         return curve
 
     def level(self, value: Callable[[Point], float | None]) -> list[tuple[float, float] | None]:
-        """A value of each point; None where there is none."""
+        """Return a value of each point; None where there is none."""
         curve: list[tuple[float, float] | None] = []
         for stretch in self._stretches():
             level = None if stretch is None else value(stretch[2])
@@ -83,7 +83,7 @@ class TimelineCurves:
         return curve
 
     def total(self, name: str, scale: float = 1.0) -> list[tuple[float, float] | None]:
-        """A count, added up over all runs."""
+        """Return a count, added up over all runs."""
         curve: list[tuple[float, float] | None] = []
         before, last = 0.0, 0.0
         for stretch in self._stretches():
@@ -96,7 +96,7 @@ class TimelineCurves:
         return curve
 
     def waits(self) -> Counter[str]:
-        """Seconds by what delayed the next request."""
+        """Return seconds by what delayed the next request."""
         waits: Counter[str] = Counter()
         for run in self.runs:
             for before, after in pairwise(run):
@@ -105,14 +105,14 @@ class TimelineCurves:
 
 
 def reason(waiting: str) -> str:
-    """The text of `waiting` without its numbers, so that times of the same cause add up."""
+    """Return the text of `waiting` without its numbers, so that times of the same cause add up."""
     if waiting.startswith("window of "):
         return "window of requests in flight"
     return re.sub(r", \d+ s$", "", waiting) or NOTHING_HELD
 
 
 def rate_charts(course: TimelineCurves, statistics: AnswerStatistics) -> list[dict[str, Any]]:
-    """Charts of rate and limit, requests in flight and window, causes of delay, and cost."""
+    """Return charts of rate and limit, requests in flight and window, causes of delay, and cost."""
     if not any(len(run) > 2 for run in course.runs):
         return [_rate_from_answers(statistics)]
     peak = max((point[1] for point in course.rate("stored") if point), default=0.0)
@@ -170,7 +170,7 @@ def _clock(at: float) -> str:
 
 
 def answer_charts(statistics: AnswerStatistics, errors: Mapping[str, int]) -> list[dict[str, Any]]:
-    """Charts of latency, tokens, endings and errors."""
+    """Return charts of latency, tokens, endings and errors."""
     endings = "Finish reasons, and outcomes that differ from them."
     drawn = [
         figure(
@@ -204,7 +204,7 @@ def _endings(statistics: AnswerStatistics) -> Counter[str]:
 
 
 def drift_chart(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """How far the canaries' answers are from the first ones, round by round."""
+    """Return how far the canaries' answers are from the first ones, round by round."""
     curve = [(float(row["at"]), float(row["distance"])) for row in rounds if row.get("distance") is not None]
     marks = [float(row["at"]) for row in rounds if row.get("changes")]
     drawing = charts.lines(
@@ -214,7 +214,7 @@ def drift_chart(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def process_charts(course: TimelineCurves) -> list[dict[str, Any]]:
-    """Charts of the harvester's own memory and event-loop delay."""
+    """Return charts of the harvester's own memory and event-loop delay."""
     memory = course.level(lambda p: p["rss_bytes"] / 2**20 if p.get("rss_bytes") else None)
     lag = course.level(lambda p: p["loop_lag_s"] * 1000 if p.get("loop_lag_s") is not None else None)
     return [
@@ -235,14 +235,14 @@ def process_charts(course: TimelineCurves) -> list[dict[str, Any]]:
 
 
 def between(low: float, high: float) -> str:
-    """A range of seconds, in one unit where it has one."""
+    """Return a range of seconds, in one unit where it has one."""
     first, last = duration(low), duration(high)
     (number, unit), other = first.split(" "), last.split(" ")[1]
     return f"{number}–{last}" if unit == other else f"{first} – {last}"
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the unit that fits."""
+    """Return seconds in the unit that fits."""
     for size, name in ((86_400, "days"), (3600, "h"), (60, "min")):
         if seconds >= 1.5 * size:
             return f"{seconds / size:.3g} {name}"

@@ -31,7 +31,7 @@ class Histogram:
 
     @staticmethod
     def cell(value: float) -> int:
-        """The cell of a value above 0."""
+        """Return the cell of a value above 0."""
         return math.floor(math.log2(max(value, LEAST)) * CELLS_PER_OCTAVE)
 
     def note(self, value: float) -> None:
@@ -47,7 +47,7 @@ class Histogram:
         self.zeros += other.zeros
 
     def quantile(self, share: float) -> float:
-        """The value below which that share lies: the middle of its cell, 0.0 where nothing was noted."""
+        """Return the value below which that share lies: the middle of its cell, 0.0 if nothing was noted."""
         rank = share * self.count
         seen = self.zeros
         if rank < seen or not self.cells:
@@ -97,7 +97,7 @@ class TimeBuckets:
         self.buckets = wide
 
     def rates(self) -> list[tuple[float, float]]:
-        """(Unix seconds at the middle of a bucket, units per second), with zeros beside gaps."""
+        """Return (Unix seconds at the middle of a bucket, units per second), with zeros beside gaps."""
         step_s = self.step_us / 1e6
         points: dict[int, int] = {}
         for bucket, count in self.buckets.items():
@@ -108,7 +108,7 @@ class TimeBuckets:
 
 
 def step_for(span_us: int) -> int:
-    """The narrowest step that cuts a span into no more than `MOST_BUCKETS`."""
+    """Return the narrowest step that cuts a span into no more than `MOST_BUCKETS`."""
     step = TimeBuckets().step_us
     while span_us // step >= MOST_BUCKETS:
         step *= 2

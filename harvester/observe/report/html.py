@@ -22,7 +22,7 @@ REPORT_SCRIPT, VIEW_SCRIPT = "report.js", "view.js"
 
 
 def policy(script: str) -> str:
-    """The Content-Security-Policy of a page with that script; the view may also fetch from its own server."""
+    """Return the Content-Security-Policy of a page with that script; the view may fetch from its server."""
     connect = "'self'" if script == VIEW_SCRIPT else "'none'"
     return (
         f"default-src 'none'; style-src {_digest(_asset('page.css'))}; script-src {_digest(_asset(script))}; "
@@ -31,7 +31,7 @@ def policy(script: str) -> str:
 
 
 def document(overview: Mapping[str, Any], samples: Mapping[str, Any], script: str = REPORT_SCRIPT) -> str:
-    """The whole page as text."""
+    """Return the whole page as text."""
     return (
         _environment()
         .get_template("page.html.j2")
@@ -47,7 +47,7 @@ def document(overview: Mapping[str, Any], samples: Mapping[str, Any], script: st
 
 
 def fragment(name: str, values: Mapping[str, Any]) -> str:
-    """A part of the page, `overview` or `samples`, for the view's script to put in place."""
+    """Return a part of the page, `overview` or `samples`, for the view's script to put in place."""
     return _environment().get_template(f"{name}.html.j2").render(live=True, **values)
 
 

@@ -29,7 +29,7 @@ Series = tuple[str, Labels, float]  # suffix of the name, labels, value
 
 
 def metrics_text(store: Path) -> str:
-    """All metrics of a store as text.
+    """Return all metrics of a store as text.
 
     Raises:
         StoreError: it can't be read.
@@ -91,7 +91,7 @@ def updating_textfile(
 
 
 def family(name: str, kind: str, about: str, samples: Sequence[Series]) -> str:
-    """One metric: HELP, TYPE and a line for each (suffix, labels, value); "" when there are none."""
+    """Return one metric: HELP, TYPE and a line for each (suffix, labels, value); "" when there are none."""
     if not samples:
         return ""
     lines = [f"# HELP {name} {about}", f"# TYPE {name} {kind}"]
@@ -162,7 +162,7 @@ def _canaries_of_store(status: Mapping[str, Any]) -> Iterator[str]:
 
 
 def run_metrics(status: Mapping[str, Any]) -> Iterator[str]:
-    """The metrics of the last run that harvester/observe/metrics.py declares, in its order."""
+    """Return the metrics of the last run that harvester/observe/metrics.py declares, in its order."""
     families: dict[str, tuple[Metric, list[Series]]] = {}
     for metric in METRICS:
         if metric.prometheus:

@@ -89,7 +89,7 @@ def gather(
 
 
 def ledger_of(store: Path) -> tuple[dict[str, Any], Totals, list[dict[str, Any]]]:
-    """The heartbeat with whether its process is alive, the ledger's totals, and the newest runs.
+    """Return the heartbeat with whether its process is alive, the ledger's totals, and the newest runs.
 
     The totals count as dead what is dead now: a row that a later run answered is not.
 
@@ -113,7 +113,7 @@ def ledger_of(store: Path) -> tuple[dict[str, Any], Totals, list[dict[str, Any]]
 
 
 def overview(account: ReportData) -> dict[str, Any]:
-    """The values of the page's upper part: all but the list of samples."""
+    """Return the values of the page's upper part: all but the list of samples."""
     statistics = account.statistics
     course = figures.TimelineCurves(account.points)
     return {
@@ -142,7 +142,7 @@ def overview(account: ReportData) -> dict[str, Any]:
 
 
 def progress(status: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Progress bars of rows and budget; widths in percent."""
+    """Return progress bars of rows and budget; widths in percent."""
     bars = []
     total = status.get("rows_total") or 0
     if total:

@@ -36,7 +36,7 @@ _NUMBER = re.compile(r"[0-9]{1,15}")
 
 
 def samples_view(statistics: AnswerStatistics, samples: Sequence[Sample]) -> dict[str, Any]:
-    """The answers of the page, and the outcomes to filter them by."""
+    """Return the answers of the page, and the outcomes to filter them by."""
     return {
         "samples": [sample_view(sample) for sample in samples],
         "outcomes": [name for name, _ in statistics.outcomes.most_common()],
@@ -45,7 +45,7 @@ def samples_view(statistics: AnswerStatistics, samples: Sequence[Sample]) -> dic
 
 
 def sample_view(sample: Sample) -> dict[str, Any]:
-    """One answer for display; a text that was cut says how much is missing."""
+    """Return one answer for display; a text that was cut says how much is missing."""
     prompt = "\n".join(f"{m['role']}: {m.get('content') or ''}" for m in sample.messages)
     further = [
         ("reasoning", sample.reasoning),

@@ -67,7 +67,7 @@ def read_training(training: Path | None) -> list[dict[str, Any]]:
 
 
 def read_scorecard(scorecard: Path | None) -> Mapping[str, Any] | None:
-    """A scorecard.json; None for None.
+    """Return a scorecard.json; None for None.
 
     Raises:
         ConfigError: it is missing or no scorecard.
@@ -90,7 +90,7 @@ def read_scorecard(scorecard: Path | None) -> Mapping[str, Any] | None:
 
 
 def scorecard_parts(card: Mapping[str, Any]) -> dict[str, Any]:
-    """Drawing, table rows and notes of a scorecard."""
+    """Return drawing, table rows and notes of a scorecard."""
     who: Sequence[str] = ("base", "student", "teacher")
     named = {**card["tasks"], "macro": card["macro"]} if card["macro"] else {}
     points = {
@@ -178,7 +178,7 @@ def training_charts(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def accuracies(tasks: Mapping[str, Mapping[str, Interval]], who: Sequence[str]) -> Markup:
-    """A dot with its interval for each of `who`, one band a task, on a 0..100 % axis."""
+    """Return a dot with its interval for each of `who`, one band a task, on a 0..100 % axis."""
     return text_scores.share_dots(
         {
             task: {

@@ -146,7 +146,7 @@ class LiveReport:
 
 
 def build_app(store: Path, token: str) -> ASGIApp:
-    """The whole server as an ASGI app.
+    """Return the whole server as an ASGI app.
 
     Args:
         token: first part of the path of every page.

@@ -38,7 +38,7 @@ class Bucket:
 
     @classmethod
     def daily(cls, limit: float, now: float) -> Bucket:
-        """A bucket for `limit` units per day: half of them at once, the other half evenly over the day."""
+        """Return a bucket for `limit` units per day: half of them at once, the others evenly over the day."""
         return cls((1 - DAILY_BURST_SHARE) * limit / DAY_S, now, full_at=DAILY_BURST_SHARE * limit)
 
     def set_rate(self, rate: float, now: float) -> None:
@@ -76,7 +76,7 @@ class Bucket:
         self._refilled_at = max(self._refilled_at, until)
 
     def wait_s(self, amount: float, now: float) -> float:
-        """Seconds until `amount` may be taken; 0 when it may be taken now."""
+        """Return seconds until `amount` may be taken; 0 when it may be taken now."""
         self.refill(now)
         missing = min(amount, self.capacity) - self.level
         return missing / self.rate if missing > _EPSILON * self.capacity else 0.0

@@ -37,7 +37,7 @@ class Departures:
         self._due_at = now
 
     def wait_s(self, now: float, rate: float, burst_s: float) -> float:
-        """Seconds until the next one may depart.
+        """Return seconds until the next one may depart.
 
         Args:
             rate: requests per second, infinity where none is known.

@@ -33,7 +33,7 @@ class FullRefusal:
         self._pause_s = FIRST_PROBE_S
 
     def begin(self, since: float, last_refused_at: float, first_pause_s: float) -> None:
-        """From now on only single probes are sent.
+        """Send only single probes from now on.
 
         Args:
             first_pause_s: before the first of them; at least FIRST_PROBE_S.
@@ -43,7 +43,7 @@ class FullRefusal:
         self._pause_s = max(FIRST_PROBE_S, first_pause_s)
 
     def end(self) -> None:
-        """Not everything is refused any more."""
+        """Note that not everything is refused any more."""
         self.since = self._probe = None
 
     def sent(self, entry: Entry) -> None:
@@ -64,18 +64,18 @@ class FullRefusal:
             self._pause_s = min(LONGEST_PROBE_S, max(FIRST_PROBE_S, self._pause_s))
 
     def disregard(self, entry: Entry) -> None:
-        """This refusal was about its row alone: another probe is needed."""
+        """Note that this refusal was about its row alone: another probe is needed."""
         if entry is self._probe:
             self._probe = None
 
     def accepted_probe(self, now: float, refusal_delay_s: float) -> Entry | None:
-        """The probe that was not refused as quickly as the others, so it is on its way to an answer."""
+        """Return the probe that was not refused as quickly as the others: an answer to it is on its way."""
         if self._probe is not None and now >= self._verdict_at(self._probe, refusal_delay_s):
             return self._probe
         return None
 
     def wait_s(self, now: float, refusal_delay_s: float) -> float:
-        """Seconds until the next probe may be sent, 0 where not everything is refused."""
+        """Return seconds until the next probe may be sent, 0 where not everything is refused."""
         if self.since is None:
             return 0.0
         if self._probe is not None:

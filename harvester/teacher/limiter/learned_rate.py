@@ -229,7 +229,7 @@ class LearnedRate:
     # What follows from it
 
     def probe_wait_s(self, now: float) -> float:
-        """While everything is refused: seconds until the next probe may be sent."""
+        """Return seconds until the next probe may be sent while everything is refused."""
         probe = self._full.accepted_probe(now, self._sends.refusal_delay_s)
         if probe is not None:
             self._end_of_refusal(probe.at, now)

@@ -40,7 +40,7 @@ class Quantity(Enum):
     OUTPUT_TOKENS = "output tokens"
 
     def amount(self, charge: Charge) -> int:
-        """How much one request with these tokens takes from a limit on this quantity."""
+        """Return how much one request with these tokens takes from a limit on this quantity."""
         match self:
             case Quantity.REQUESTS:
                 return 1
@@ -89,7 +89,7 @@ LEARNED_REQUESTS = LimitKey(Quantity.REQUESTS, SECOND_S, is_learned=True)
 
 
 def configured_limits(limits: RateLimitsSection, *, is_own: bool = False) -> dict[LimitKey, float]:
-    """The limits that a table sets, each in units per its own period.
+    """Return the limits that a table sets, each in units per its own period.
 
     Args:
         is_own: the table is that of one address, not of the credential.

@@ -68,7 +68,7 @@ class RateHeader:
 
 
 def parse_rate_headers(headers: Mapping[str, str]) -> tuple[RateHeader, ...]:
-    """The limits that these headers (lower-case names) state; what can't be understood is left out."""
+    """Return the limits that these headers (lower-case names) state; what can't be understood is left out."""
     facts: dict[str, dict[str, str]] = {}
     for name, value in headers.items():
         if "ratelimit-" in name and (match := _PREFIX.match(name)):
@@ -163,7 +163,7 @@ class HeaderPeriods:
         self._computed: dict[Quantity, tuple[float, int]] = {}
 
     def decide(self, header: RateHeader, now: float) -> RateHeader | None:
-        """The header with its period, None while that is open."""
+        """Return the header with its period, None while that is open."""
         if header.is_computed and not self._agrees(header):
             return None
         if header.is_decided:
@@ -204,7 +204,7 @@ def _quantity(subject: str) -> Quantity | None:
 
 
 def quota_number(text: str | None) -> float | None:
-    """A finite number from 0 up: `12000`, `1e4`, `12,000`, the first of `100, 100;w=60`; else None."""
+    """Return a finite number from 0 up: `12000`, `1e4`, `12,000`, the first of `100, 100;w=60`; else None."""
     if text is None or len(text) > _LONGEST_VALUE:
         return None
     plain = text.split(";")[0].strip()
@@ -214,7 +214,7 @@ def quota_number(text: str | None) -> float | None:
 
 
 def reset_seconds(text: str | None, date: str | None = None) -> float | None:
-    """Seconds from now: `6m0s`, `12ms`, `1h2m`, `41`, an epoch time (s or ms), ISO 8601; else None.
+    """Return seconds from now: `6m0s`, `12ms`, `1h2m`, `41`, an epoch time (s or ms), ISO 8601; else None.
 
     Args:
         date: the reply's own Date header. Absolute times are taken relative to it; without it they give None.

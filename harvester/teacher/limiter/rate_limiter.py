@@ -133,7 +133,7 @@ class Limiter:
         return self.pause_now.until
 
     def wait_s(self, charge: Charge, now: float) -> float:
-        """Seconds until this charge may be admitted: 0 for now, infinity until something is answered."""
+        """Return seconds until this charge may be admitted: 0 for now, infinity for after an answer."""
         wait = max(0.0, self.paused_until - now, self.learned_rate.probe_wait_s(now))
         if self.window.is_full:
             return math.inf
@@ -167,7 +167,7 @@ class Limiter:
         return Entry(now, self.window.in_flight)
 
     def departure_wait_s(self, now: float) -> float:
-        """Seconds until the next admitted request may be sent: 0 for now, infinity for after an answer."""
+        """Return seconds until the next admitted request may be sent: 0: now, infinity: after an answer."""
         if self._in_air >= int(self.window.size):  # it shrank after the admission
             return math.inf
         wait = max(0.0, self.paused_until - now, self.learned_rate.probe_wait_s(now))
@@ -214,12 +214,12 @@ class Limiter:
         self.window.answered(entry, now, tokens)
 
     def failed_otherwise(self, entry: Entry, now: float) -> None:
-        """A failure that is no refusal: the request got through the limits."""
+        """Note a failure that is no refusal: the request got through the limits."""
         self.window.stop_ramp()
         self._accepted(entry, now)
 
     def timed_out(self, entry: Entry, now: float) -> None:
-        """An answer did not come in time."""
+        """Note that an answer did not come in time."""
         self._accepted(entry, now)
         self.window.timed_out(entry)
 
@@ -296,7 +296,7 @@ class Limiter:
         return rate
 
     def expected_charge(self, charge: Charge) -> Charge:
-        """What to reserve: the requested maximum, or what 95 % of the answers so far used if that is less."""
+        """Return what to reserve: the requested maximum or, if less, what 95 % of the answers used so far."""
         tokens = self.output_estimate.tokens
         if tokens is None or tokens * charge.answers >= charge.output_tokens:
             return charge
@@ -520,7 +520,7 @@ class Limiter:
         return clauses
 
     def waiting_reason(self, charge: Charge, now: float) -> str:
-        """The limit that delays this charge now, as in "tokens per minute, 41 s"; "" when none does."""
+        """Return the limit that delays this charge now, as in "tokens per minute, 41 s"; "" for none."""
         waits = {
             key.label: bucket.wait_s(key.quantity.amount(charge), now) for key, bucket in self.buckets.items()
         }

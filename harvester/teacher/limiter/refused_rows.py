@@ -48,7 +48,7 @@ class RefusedRows:
         row.alone += others_accepted
 
     def forget(self, key: bytes) -> None:
-        """The row was answered, or given up."""
+        """Forget a row that was answered or given up."""
         if self._rows:
             self._rows.pop(key, None)
 
@@ -64,7 +64,7 @@ class RefusedRows:
         return row.alone > 0 and row.tries >= MOST_TRIES and now - row.first_at >= self._longest_s
 
     def wait_s(self, key: bytes, named_s: float | None) -> float:
-        """Seconds until the next try: as named; at least the back-off if that was wrong before."""
+        """Return seconds until the next try: as named; at least the back-off if that was wrong before."""
         tries = self._rows[key].tries
         backoff_s = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2.0 ** min(tries - 1, 10))
         if named_s is None:

@@ -24,7 +24,7 @@ class SendFlow:
         self._since = min(self._since, at)
 
     def per_s(self, now: float) -> float:
-        """Sends per second; in the first seconds, on average since the first send."""
+        """Return sends per second; in the first seconds, on average since the first send."""
         covered = 1 - math.exp(-max(now - self._since, LEAST_FLOW_S) / FLOW_S)
         return self._decayed(now) / covered
 

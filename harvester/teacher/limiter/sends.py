@@ -104,14 +104,14 @@ class SendLog:
         self.refusal_delay_s += 0.3 * (delay_s - self.refusal_delay_s)
 
     def newest_first(self, since: float) -> Iterator[Entry]:
-        """Sends after `since`."""
+        """Yield the sends after `since`, the newest first."""
         for entry in reversed(self._log):
             if entry.at <= since:
                 return
             yield entry
 
     def counts(self, since: float, until: float) -> tuple[int, int]:
-        """How many sends after `since`, up to `until`, were not refused, and how many were refused.
+        """Return how many sends after `since`, up to `until`, were not refused, and how many were refused.
 
         Refusals that were about their row alone count as neither.
         """
@@ -130,11 +130,11 @@ class SendLog:
         return any(entry.is_late for entry in self.newest_first(since - 1e-9) if entry.at <= until)
 
     def answered_since(self, since: float) -> int:
-        """How many of the requests sent after `since` are answered."""
+        """Return how many of the requests sent after `since` are answered."""
         return sum(entry.outcome is Reception.ACCEPTED for entry in self.newest_first(since))
 
     def begin_of(self, sends: int, until: float) -> float:
-        """When the last `sends` sends up to `until` began."""
+        """Return when the last `sends` sends up to `until` began."""
         begun_at = until
         for entry in reversed(self._log):
             if entry.at > until:
@@ -146,7 +146,7 @@ class SendLog:
         return begun_at
 
     def refused_in_a_row(self, now: float, since: float = -math.inf) -> tuple[int, float, float]:
-        """How many of the last sends after `since` were all refused, and when the first and last were sent.
+        """Return how many of the last sends after `since` were all refused, and when the first and last left.
 
         Sends so young that their refusals may still come are left out.
         """
@@ -171,7 +171,7 @@ class SendLog:
         return accepted > 0 and refused <= accepted
 
     def moments(self, since: float) -> int:
-        """How many times after `since` a send was refused and the one before it was not."""
+        """Return how many times after `since` a send was refused and the one before it was not."""
         return len(self._first_refused(self.newest_first(since)))
 
     @staticmethod
@@ -186,11 +186,11 @@ class SendLog:
         return sum(entry.outcome is Reception.ACCEPTED and entry.at > first_at for entry in entries)
 
     def forget_levels(self, now: float) -> None:
-        """From now on, only later sends say something about a limit on the number in flight."""
+        """Use only later sends, from now on, to judge a limit on the number in flight."""
         self._level_at = now
 
     def refused_level(self, known: int | None = None) -> int | None:
-        """The number in flight that seems to be one too many, None where there is none.
+        """Return the number in flight that seems to be one too many, None where there is none.
 
         From it on nearly every request is refused, and below it hardly any, at several separate moments. A
         limit on the rate refuses at the same numbers in flight at which it accepts.

@@ -103,7 +103,7 @@ class Throughput:
             self._levels[_index(round(math.exp(number.mean)))] = _Level(number, answers, tokens)
 
     def latency_s(self, in_flight: float, deviations: float = 0.0) -> float | None:
-        """Typical latency at about this many in flight (three quarters of it and more), None if unknown.
+        """Return typical latency at about this many in flight (three quarters and more), None if unknown.
 
         Args:
             deviations: this many standard deviations above the typical one.
@@ -119,7 +119,7 @@ class Throughput:
         return math.exp(-pool.mean + deviations * math.sqrt(squares / pool.count))
 
     def works_on(self, in_flight: float) -> int | None:
-        """How many the server works on at once, where more in flight bring nothing; else None.
+        """Return how many the server works on at once, where more in flight bring nothing; else None.
 
         It is the best throughput seen times the latency without a queue (Little's law again).
         """

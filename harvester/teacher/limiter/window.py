@@ -137,7 +137,7 @@ class Window:
             self.size = max(self.size, min(self._blind_limit, ahead))
 
     def stop_ramp(self) -> None:
-        """Something came back: from now on answers decide about growth."""
+        """End the growth of the start once something came back: from now on answers decide about growth."""
         self._is_blind = False
 
     def answered(self, entry: Entry, now: float, tokens: int) -> None:
