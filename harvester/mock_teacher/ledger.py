@@ -68,7 +68,11 @@ class Ledger:
                 # Unbuffered: one write per line, so that a killed server leaves whole lines.
                 self._file = file.open("ab", buffering=0)
             except OSError as error:
-                raise ConfigError(f"can't write the ledger: {error.strerror}", place=str(file)) from error
+                raise ConfigError(
+                    f"can't write the ledger: {error.strerror}",
+                    place=str(file),
+                    remedy="name a file in a folder that exists and may be written",
+                ) from error
 
     def charge(self, charge: LedgerCharge) -> None:
         """Record one reply; it is in the file when this method returns."""

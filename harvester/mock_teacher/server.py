@@ -272,5 +272,9 @@ def _read_key(name: str | None) -> bytes | None:
         return None
     value = os.environ.get(name, "")
     if not value:
-        raise ConfigError(f"the variable {name} is not set", place="--require-key-env")
+        raise ConfigError(
+            f"the variable {name} is not set",
+            place="--require-key-env",
+            remedy=f"set it first: export {name}=...",
+        )
     return value.encode()

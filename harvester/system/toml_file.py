@@ -203,7 +203,9 @@ def read_toml(path: Path, missing: str) -> TomlFile:
         ) from None
     except (ValueError, RecursionError):
         raise ConfigError(
-            "not readable as TOML: a number of thousands of digits, or nested too deep", place=str(path)
+            "not readable as TOML: a number of thousands of digits, or nested too deep",
+            place=str(path),
+            remedy="shorten the number, or write the tables flat",
         ) from None
 
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 import harvester
 from harvester.export.filters import FILTER_NAMES
+from harvester.system.command_line.remedies import remedy_of
 from tests.trainer import tiny
 from tests.trainer.command_line import run_trainer  # noqa: F401 - a fixture
 from trainer import config as settings
@@ -112,3 +113,13 @@ def test_the_starter_is_a_train_toml_that_plans(run_trainer, tmp_path):  # noqa:
     assert "exists already" in err
     code, _, err = run_trainer("init", tmp_path / "early", "--base", tmp_path / "not-loaded-yet")
     assert (code, "not-loaded-yet does not exist yet" in err) == (0, True)
+
+
+def test_an_error_without_a_remedy_of_its_own_says_what_helps_in_general(run_trainer, tmp_path):  # noqa: F811
+    path = tmp_path / "train.toml"
+    path.write_text('[student]\nbase = "b"\n[data]\ncorpus = "c"\neval_share = "x"\n')
+    code, _, err = run_trainer("plan", path)
+    cause, place, remedy = err.splitlines()
+    assert (code, cause) == (2, "error[config]: data.eval_share: must be a number")
+    assert place.endswith("train.toml:5")
+    assert remedy == f"  remedy  {remedy_of('config')}"

@@ -31,6 +31,8 @@ from trainer.errors import ConfigError, FindingsError
 TREE_FILE = "hash_tree.json"
 ROWS_FILE = "hash_tree.rows.jsonl"
 VERSION = 2
+# Remedy where a corpus is not the one that was learned.
+_OTHER_ROWS = "name the corpus that was learned by --corpus; a purged or repaired row can't be traced"
 CHANGED_REMEDY = "restore the files from a copy, or train the adapter again"
 # Columns that describe where a row came from. They never change; the other columns of the prompt may.
 ORIGIN_COLUMNS = (
@@ -331,10 +333,10 @@ def trace(folder: Path, row: str, corpus: Path) -> dict[str, Any]:
         ):
             continue
         if why := _difference(wanted, sample):
-            raise FindingsError(why, place=row)
+            raise FindingsError(why, place=row, remedy=_OTHER_ROWS)
         columns = {name: getattr(sample, name) for name in _TRACED_COLUMNS}
         lineage: dict[str, Any] = next(
             (stored for stored in tree["lineages"] if stored.get("run_id") == sample.run_id), {}
         )
         return {**columns, "created_at": sample.created_at.isoformat(), "lineage": lineage}
-    raise FindingsError("the corpus no longer holds this row", place=f"{corpus}: {row}")
+    raise FindingsError("the corpus no longer holds this row", place=f"{corpus}: {row}", remedy=_OTHER_ROWS)

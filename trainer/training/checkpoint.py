@@ -88,7 +88,10 @@ def restore(
     saved = {name: tuple(t.shape) for name, t in checkpoint.adapter.items()}
     if expected != saved:
         name, shape = sorted(set(expected.items()) ^ set(saved.items()))[0]
-        raise CheckpointError(f"checkpoint of step {checkpoint.step} is of another student: {name} {shape}")
+        raise CheckpointError(
+            f"checkpoint of step {checkpoint.step} is of another student: {name} {shape}",
+            remedy="name another [out] path, or put [student] and [lora] of train.toml back as they were",
+        )
     with torch.no_grad():
         for name, parameter in named.items():
             parameter.copy_(checkpoint.adapter[name])

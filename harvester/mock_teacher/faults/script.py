@@ -36,6 +36,8 @@ CHAT, MODELS = "chat", "models"
 BATCH_ROUTES = ("upload", "create", "list", "retrieve", "cancel", "content")
 # Most firings that are listed for each rule; all are counted.
 MAX_ORDINALS = 10_000
+# Remedy of a rule with a wrong value.
+_RULE = "correct this key of the rule, as in nth = [1, 3], probability = 0.1, delay_s = 2"
 _CONDITIONS = (
     *("nth", "every", "first", "after", "prompt", "attempt", "probability", "seed", "times", "n_above", "on"),
 )
@@ -95,7 +97,7 @@ def read_rule(row: Mapping[str, Any], place: str) -> Rule:
     options = {key: row[key] for key in ACTIONS[action].options if key in row}
     wrong = option_fault(action, options) or _condition_fault(row, ACTIONS[action])
     if wrong:
-        raise ConfigError(wrong, place=place)
+        raise ConfigError(wrong, place=place, remedy=_RULE)
     values = {key: row[key] for key in _ALWAYS_ALLOWED if key in row}
     for key in ("nth", "attempt"):
         values[key] = _ordinals(row.get(key, []), key, place)
@@ -122,7 +124,7 @@ def _condition_fault(row: Mapping[str, Any], action: Action) -> str | None:
 def _ordinals(value: Any, key: str, place: str) -> tuple[int, ...]:
     numbers = value if isinstance(value, list | tuple) else [value]
     if not all(isinstance(number, int) and not isinstance(number, bool) and number > 0 for number in numbers):
-        raise ConfigError(f"{key} must be a number from 1 up, or a list of them", place=place)
+        raise ConfigError(f"{key} must be a number from 1 up, or a list of them", place=place, remedy=_RULE)
     return tuple(numbers)
 
 
@@ -150,12 +152,16 @@ def load_script(file: Path) -> tuple[Rule, ...]:
         text = file.read_text(encoding="utf-8")
         content = tomllib.loads(text) if file.suffix == ".toml" else json.loads(text)
     except OSError as error:
-        raise ConfigError(f"can't read the fault script: {error.strerror}", place=str(file)) from error
+        message = f"can't read the fault script: {error.strerror}"
+        raise ConfigError(message, place=str(file), remedy="check path and permissions") from error
     except ValueError as error:
-        raise ConfigError(f"can't parse the fault script: {error}", place=str(file)) from error
+        message = f"can't parse the fault script: {error}"
+        raise ConfigError(message, place=str(file), remedy="a script is TOML (.toml) or JSON") from error
     rows = content.get("fault") if isinstance(content, dict) else content
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise ConfigError("a fault script is a list named 'fault'", place=str(file))
+        raise ConfigError(
+            "a fault script is a list named 'fault'", place=str(file), remedy="write [[fault]] tables"
+        )
     return read_rules(rows, str(file))
 
 

@@ -85,7 +85,9 @@ def read_scorecard(scorecard: Path | None) -> Mapping[str, Any] | None:
     try:
         scorecard_parts(loaded)
     except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError) as error:
-        raise ConfigError(f"not a scorecard: {error!r}", place=str(scorecard)) from None
+        raise ConfigError(
+            f"not a scorecard: {error!r}", place=str(scorecard), remedy="`trainer evaluate` writes one"
+        ) from None
     return loaded
 
 

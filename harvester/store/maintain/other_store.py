@@ -61,7 +61,11 @@ def open_others(config: HarvestConfig, root: Path, *, mock: bool) -> list[OtherS
         for name in config.store.read_also:
             path = root / name
             if path.resolve() == (root / config.store.path).resolve():
-                raise ConfigError("is the store of this run itself", place=f"store.read_also: {name}")
+                raise ConfigError(
+                    "is the store of this run itself",
+                    place=f"store.read_also: {name}",
+                    remedy="leave it out of [store] read_also, which names other stores",
+                )
             if not path.is_dir() or not sqlite.has_journal(path):
                 is_file = path.exists() and not path.is_dir()
                 what = f"{path} is no folder, and a store is one" if is_file else f"no store is in {path}"

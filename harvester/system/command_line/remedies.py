@@ -159,7 +159,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     ),
     "resume": (
         "The checkpoint is kept. A training never mixes two configurations or two corpora.",
-        "Put the setting or corpus back, or name another [out] path to begin a new training.",
+        "Put the setting or corpus back, name another [out] path, or add --allow-change.",
     ),
     "diverged": (
         "The training ended, as further steps can't bring it back. Earlier checkpoints are kept.",
