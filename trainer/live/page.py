@@ -78,6 +78,12 @@ class LivePage:
             return
         self._ending.set()
         self._writer.join()
+        done, steps = self._figures.steps_done, self._figures.steps
+        if state == "complete" and done < steps:
+            message = (
+                f"Ended after {done:,} of {steps:,} steps: as many evaluations as [evaluate] patience allows "
+                "found no lower held-out loss."
+            )
         self._write(state, message)
 
     def _keep_writing(self) -> None:

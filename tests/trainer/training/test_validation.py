@@ -113,6 +113,8 @@ def test_the_best_adapter_is_kept_and_patience_ends_the_training(tmp_path, falli
     assert (done["best_step"], done["held_out_loss"], done["steps_now"]) == (4, 2.0, 10)
     assert "held-out loss 2.0000, the lowest so far" in err
     assert any("stopped after step 10 of 20" in note for note in done["notes"])
+    page = (config.out_path / "train.html").read_text(encoding="utf-8")
+    assert "Ended after 10 of 20 steps: as many evaluations as [evaluate] patience allows found" in page
     folder = config.out_path / "checkpoints"
     assert {path.name for path in folder.iterdir()} == {f"step-{step:08d}" for step in (2, 4, 10)} - {
         "step-00000002"
