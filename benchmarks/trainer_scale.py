@@ -1,7 +1,7 @@
 """Measure the trainer's token store on corpora of a hundred thousand, one and ten million rows.
 
     python benchmarks/trainer_scale.py [--rows 100000 1000000] [--folder build/scale] [--keep] [--log-probs]
-        [--memory-only] [--copied 10000]
+        [--memory-only] [--short] [--copied 10000]
 
 Each corpus is made once: sealed shards of rows of about 120 tokens, a tenth of them held out. For each one:
 `trainer plan` without a store in one process and in several, again with the store, and the start of `trainer
@@ -16,6 +16,7 @@ With --log-probs the answers have log-probabilities of a teacher whose tokens ar
 at each, and are learned with soft targets.
 With --memory-only the evaluation and the audit follow, without their models: what they read and write, and
 how their memory grows with the rows.
+With --short answers are some characters long: what is measured of a row and not of a token is the same.
 With --copied N, rows beyond the first N are stand-ins: copies of them under other keys and prompt ids, in
 corpus and store (`copied_corpus`). Their tokens are those of N rows, and tokenising is not measured.
 """
@@ -144,9 +145,11 @@ def log_probs(answer: str) -> list[dict[str, Any]]:
     return entries
 
 
-def table_of(numbers: range, *, has_log_probs: bool) -> pa.Table:
-    """Rows as a harvest stores them."""
+def table_of(numbers: range, *, has_log_probs: bool, is_short: bool) -> pa.Table:
+    """Rows as a harvest stores them; short answers are the sum alone."""
     texts = [row(number) for number in numbers]
+    if is_short:
+        texts = [(prompt, answer.rpartition(" ")[2]) for prompt, answer in texts]
     values: dict[str, Any] = {
         "key": [copied_corpus.key_of(number) for number in numbers],
         "prompt_id": [copied_corpus.prompt_id_of(number) for number in numbers],
@@ -178,7 +181,9 @@ def table_of(numbers: range, *, has_log_probs: bool) -> pa.Table:
     return pa.table(columns, schema=SCHEMA)
 
 
-def make_corpus(folder: Path, rows: int, *, has_log_probs: bool = False, copied: int = 0) -> None:
+def make_corpus(
+    folder: Path, rows: int, *, has_log_probs: bool = False, is_short: bool = False, copied: int = 0
+) -> None:
     """Write the shards of a corpus, unless they are there.
 
     Args:
@@ -189,7 +194,7 @@ def make_corpus(folder: Path, rows: int, *, has_log_probs: bool = False, copied:
         return
     shutil.rmtree(folder, ignore_errors=True)
     if copied and rows > copied:
-        make_corpus(folder, copied, has_log_probs=has_log_probs)
+        make_corpus(folder, copied, has_log_probs=has_log_probs, is_short=is_short)
         done.unlink()
         copied_corpus.copy_shards(folder, rows, copied, RUN.lineage())
         return
@@ -200,7 +205,9 @@ def make_corpus(folder: Path, rows: int, *, has_log_probs: bool = False, copied:
             end = min(begin + ROWS_PER_SHARD, rows)
             for first in range(begin, end, ROWS_PER_GROUP):
                 some = range(first, min(first + ROWS_PER_GROUP, end))
-                writer.write_table(table_of(some, has_log_probs=has_log_probs).cast(writer.schema))
+                writer.write_table(
+                    table_of(some, has_log_probs=has_log_probs, is_short=is_short).cast(writer.schema)
+                )
         digest = hashlib.sha256(hidden.read_bytes()).hexdigest()
         hidden.rename(folder / f"part-{shard:08d}-{digest[:16]}.parquet")
     done.touch()
@@ -268,9 +275,10 @@ def own_kib(process: int) -> int:
 def scale(folder: Path, rows: int, processes: int, options: argparse.Namespace) -> dict[str, Any]:
     """Measure one size."""
     copied = options.copied if rows > options.copied else 0
-    kind = ("-log-probs" if options.log_probs else "") + ("-copied" if copied else "")
+    kind = ("-log-probs" if options.log_probs else "") + ("-short" if options.short else "")
+    kind += "-copied" if copied else ""
     corpus, work = folder / f"corpus-{rows}{kind}", folder / f"work-{rows}{kind}"
-    make_corpus(corpus, rows, has_log_probs=options.log_probs, copied=copied)
+    make_corpus(corpus, rows, has_log_probs=options.log_probs, is_short=options.short, copied=copied)
     toml = write_toml(work, corpus, options.base, "auto" if options.log_probs else "off")
     results: dict[str, Any] = {"rows": rows, "copied": bool(copied)}
 
@@ -325,6 +333,7 @@ def main() -> None:
     parser.add_argument("--base", type=Path, default=ROOT / "data" / "base")
     parser.add_argument("--keep", action="store_true", help="keep the corpora")
     parser.add_argument("--log-probs", action="store_true", help="answers have log-probabilities")
+    parser.add_argument("--short", action="store_true", help="answers of seven characters")
     parser.add_argument("--memory-only", action="store_true", help="no baseline, no plan by one process")
     parser.add_argument("--copied", type=int, default=0, metavar="ROWS", help="copy these rows for the rest")
     options = parser.parse_args()

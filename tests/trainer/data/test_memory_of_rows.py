@@ -1,0 +1,97 @@
+"""Test that commands hold no rows of a large corpus: what they allocate is counted for two sizes of one."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+import tracemalloc
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import copied_corpus
+from harvester.store.shards import schema
+from harvester.store.shards.parquet_file import open_writer
+from harvester.terms.lineage import Lineage
+from tests.trainer import teacher_logprobs, tiny
+from trainer import config as settings
+from trainer.data import dataset
+from trainer.evaluation import audit
+from trainer.experiments.taught_store import trainings_of_store
+from trainer.training.inputs import read_inputs
+
+# Rows of the shard that is copied, and copies in the smaller and in the larger corpus.
+SHARD, FEW, MANY = 64, 2, 16
+# Times the bytes of the smaller corpus that may be held of the larger one, which has eight times its rows.
+MOST = 2.0
+
+
+def copied(folder: Path, copies: int) -> settings.TrainConfig:
+    """A corpus of copies of a shard with log-probabilities, and the parts of its token store."""
+    rows = folder / "rows"
+    rows.mkdir(parents=True)
+    skill = teacher_logprobs.skill(SHARD - 16, held_out=16, k=2)
+    named = [
+        replace(row, key=copied_corpus.key_of(n), prompt_id=copied_corpus.prompt_id_of(n))
+        for n, row in enumerate(skill)
+    ]
+    lineage = Lineage(tiny.lineage())
+    with (rows / "part-00000001-0.parquet").open("wb") as sink, open_writer(sink, [lineage]) as writer:
+        writer.write_table(schema.to_table(named).cast(writer.schema))
+    copied_corpus.copy_shards(rows, SHARD * copies, SHARD, lineage)
+    toml = tiny.train_toml(folder, [], data={"corpus": "rows"}, train={"soft_targets": "auto"})
+    copied_corpus.copy_parts(toml, SHARD, lambda _: None)
+    return settings.load(toml)
+
+
+def most_held(do: Callable[[], object]) -> int:
+    """Bytes that are held at most while something is done, what it returns included."""
+    gc.collect()
+    tracemalloc.start()
+    try:
+        kept = do()
+        peak = tracemalloc.get_traced_memory()[1]
+        del kept
+    finally:
+        tracemalloc.stop()
+    return peak
+
+
+@pytest.mark.slow
+def test_what_is_held_hardly_grows_with_the_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr(dataset, "STORED_ROWS", 0)
+    monkeypatch.setattr("trainer.data.tokens.unit.SIGNAL_PART_ROWS", SHARD)
+    monkeypatch.setattr(audit.model, "load_base_of", lambda *_: None)
+    losses = lambda _model, examples, _config: np.arange(len(examples)) / 7  # noqa: E731
+    monkeypatch.setattr(audit.likelihood, "losses", losses)
+    monkeypatch.setattr(audit.neighbours, "spread", lambda count: [0, count - 1])  # at most 50,000 prompts
+    few, many = (copied(tmp_path / str(copies), copies) for copies in (FEW, MANY))
+
+    def chosen(config: settings.TrainConfig) -> object:
+        """Choose rows and map their soft targets, as the first command does."""
+        for folder in config.cache.glob("*/selections"):
+            shutil.rmtree(folder)
+        return read_inputs(config, rehearses=False)
+
+    def opened(config: settings.TrainConfig) -> object:
+        return read_inputs(config, rehearses=False)
+
+    def audited(config: settings.TrainConfig) -> object:
+        return audit.audit(config, 0)
+
+    def known(config: settings.TrainConfig) -> object:
+        """Hash rows and held-out prompts, as the train stage of `trainer distil` does."""
+        _, rows = trainings_of_store(config, config.out_path, lambda _: None, lambda *_: None)
+        return rows.sha256()
+
+    ratios = {}
+    for do in (chosen, opened, audited, known):
+        do(few)  # what is made once in a process
+        ratios[do.__name__] = most_held(partial(do, many)) / most_held(partial(do, few))
+    assert max(ratios.values()) <= MOST, ratios
+    read = partial(dataset.read, learns=False)
+    assert most_held(partial(read, many)) / most_held(partial(read, few)) > 2 * MOST, "rows are counted"
