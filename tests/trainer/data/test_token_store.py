@@ -26,7 +26,7 @@ from trainer import config as settings
 from trainer.data import array_file, dataset
 from trainer.data.chat_template import Example, Renderer
 from trainer.data.order import Order
-from trainer.data.tokens import builder, part
+from trainer.data.tokens import builder, part, row_order
 from trainer.errors import DataError, Interrupted, StoreError, StoreFull, StudentError
 from trainer.evaluation.doctor import diagnose
 from trainer.model import model
@@ -530,3 +530,28 @@ def test_several_processes_make_the_same_store_and_one_that_is_killed_is_named(t
     assert int(again[0].split()[0]) >= 16, "what was done is kept"
     assert any("tokenising in 2 processes" in line for line in again)
     assert again[-1] == inputs_of(config).dataset.sha256
+
+
+@pytest.mark.usefixtures("stored")
+@pytest.mark.parametrize("range_rows", [4, 1 << 17], ids=["several ranges", "one range"])
+def test_rows_are_sorted_by_prompt_id_sample_and_key(tmp_path, monkeypatch, range_rows):
+    ids = ["p9", "p10", "p1", "p", "é", "😀", "p10", "zz", "a" * 300, "p10"]
+    rows = [
+        tiny.sample(
+            n * 7919 % 61, f"say {n}", f"{n}", prompt_id=ids[n % 10], sample_index=n // 7 % 3, **TRAIN
+        )
+        for n in range(61)
+    ]
+    config = settings.load(tiny.train_toml(tmp_path, []))
+    write_shards(tmp_path / "store", rows[40:], rows[:40])
+    monkeypatch.setattr("trainer.data.tokens.unit.PART_ROWS", 16)
+    monkeypatch.setattr(row_order, "RANGE_ROWS", range_rows)
+    reader = builder.prepare(config, Renderer(model.load_tokenizer(config.base))).rows.reader
+    assert (len(row_order._bounds(reader)) > 4) is (range_rows < 61)
+    found = []
+    for row in row_order.sorted_rows(reader).tolist():
+        record = reader.record(row)[1]
+        found.append(
+            (reader.prompt_id(row).encode(), int(record["sample_index"]), reader.digest(record, "key"))
+        )
+    assert found == sorted((row.prompt_id.encode(), row.sample_index, row.key) for row in rows)

@@ -1,7 +1,8 @@
 """Choose the rows of the token store that are learned, and the held-out prompts. Loads no torch.
 
 The rules are those of `dataset.read` and `dataset.select`, on arrays: which split, which prompt was held out
-under another id, which answer is shared, which answers of a prompt count. Ten million rows take some 600 MB.
+under another id, which answer is shared, which answers of a prompt count. Some tens of bytes
+of each row are held.
 """
 
 from __future__ import annotations
@@ -14,14 +15,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from harvester.quality.verifiers.verifiers import AnswerVerdict
 from trainer.config import DataSection
 from trainer.data import answers
 from trainer.data.tokens.part_reader import PartReader, RowNumbers
-from trainer.data.tokens.row_record import RowFlag, first_64_bits, has
+from trainer.data.tokens.row_order import sorted_rows
+from trainer.data.tokens.row_record import RowFlag, has
 
 _VERDICTS = tuple(AnswerVerdict)
 
@@ -75,46 +75,6 @@ def select(reader: PartReader, data: DataSection, only: npt.NDArray[np.bool_] | 
         chosen, weights, reasons = _compared(reader, chosen, data)
         excluded.update(reasons)
     return Selection(chosen, weights, _respelled(reader, chosen, held_out), held_out, +excluded)
-
-
-def sorted_rows(reader: PartReader) -> RowNumbers:
-    """Return all rows in order of prompt id, sample number and key."""
-    columns, hashes, samples = [], [], []
-    for records, prompt_ids in reader.prompt_ids():
-        offsets = np.zeros(len(records) + 1, dtype=np.int32)
-        np.cumsum(records["id_bytes"], out=offsets[1:])
-        buffers = [None, pa.py_buffer(offsets), pa.py_buffer(prompt_ids)]
-        columns.append(pa.Array.from_buffers(pa.binary(), len(records), buffers))
-        hashes.append(first_64_bits(records["id"], 16))
-        samples.append(records["sample_index"].copy())
-    if not columns:
-        return np.zeros(0, dtype=np.uint32)
-    table = pa.table({"id": pa.chunked_array(columns), "sample": pa.chunked_array(samples)})
-    sort_keys = [("id", "ascending"), ("sample", "ascending")]
-    order: RowNumbers = pc.sort_indices(table, sort_keys=sort_keys).to_numpy().astype(np.uint32)
-    del table, columns
-    hash_of, sample_of = np.concatenate(hashes)[order], np.concatenate(samples)[order]
-    is_tie = (hash_of[1:] == hash_of[:-1]) & (sample_of[1:] == sample_of[:-1])
-    if is_tie.any():
-        _sort_ties(reader, order, is_tie)
-    return order
-
-
-def _sort_ties(reader: PartReader, order: RowNumbers, is_tie: npt.NDArray[np.bool_]) -> None:
-    """Sort rows with one prompt id and sample number by key, in place.
-
-    Args:
-        is_tie: [rows - 1] whether a row has both in common with the next one.
-    """
-    tied = np.zeros(len(order), dtype=bool)
-    tied[:-1] |= is_tie
-    tied[1:] |= is_tie
-    places = np.flatnonzero(tied)
-    # Consecutive ties are one group; a place that has nothing in common with the one before begins the next.
-    begins = np.ones(len(places), dtype=bool)
-    begins[1:] = ~is_tie[places[1:] - 1]
-    keys = reader.gather(order[places], "key")
-    order[places] = order[places][np.lexsort((keys, np.cumsum(begins)))]
 
 
 def _reasons(reader: PartReader, only: npt.NDArray[np.bool_] | None) -> Counter[str]:

@@ -204,14 +204,29 @@ def write_selection(  # noqa: PLR0913 - each is a fact of the corpus or of the s
     weights = None if selection.weights is None else selection.weights[fits]
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+    learned = selection.chosen if fits.all() else selection.chosen[fits]
+    array_file.write(
+        folder / "learned.npz",
+        {
+            "rows": learned,
+            "lengths": lengths[fits] - 1,
+            "weights": np.zeros(0) if weights is None else weights,
+        },
+    )
+    array_file.write(
+        folder / "chosen.npz",
+        {"rows": selection.chosen, "lengths": lengths, "supervised": lengths - prompts},
+    )
+    supervised = int(((lengths - prompts) * fits).sum(dtype=np.int64))
+    del lengths, prompts, too_long, nothing
     report, files, soft = None, dict[str, str](), None
     if write_soft is not None:
         report, files = write_soft(reader, ChosenRows(selection.chosen, fits), folder)
         failpoints.reach("tokens.soft_written")
-        soft = _soft_of(folder, files).of(fits)
-    examples = StoredExamples(reader, selection.chosen[fits], weights, soft)
+        soft = _soft_of(folder, files)
+        soft = soft if fits.all() else soft.of(fits)
     digest = hashlib.sha256()
-    for example in examples:
+    for example in StoredExamples(reader, learned, weights, soft):
         dataset.hash_example(digest, example)
     flags = reader.column("flags")[selection.chosen]
     bits = reader.column("faults")[selection.chosen]
@@ -227,18 +242,6 @@ def write_selection(  # noqa: PLR0913 - each is a fact of the corpus or of the s
         int(((flags & RowFlag.REASONING) != 0).sum()),
         int((~ends).sum()),
     )
-    array_file.write(
-        folder / "learned.npz",
-        {
-            "rows": selection.chosen[fits],
-            "lengths": lengths[fits] - 1,
-            "weights": np.zeros(0) if weights is None else weights,
-        },
-    )
-    array_file.write(
-        folder / "chosen.npz",
-        {"rows": selection.chosen, "lengths": lengths, "supervised": lengths - prompts},
-    )
     array_file.write(folder / "held_out.npz", {"rows": selection.held_out})
     failpoints.reach("tokens.before_selection")
     part.write_checked(
@@ -246,7 +249,7 @@ def write_selection(  # noqa: PLR0913 - each is a fact of the corpus or of the s
         {
             "parts": list(names),
             "sha256": digest.hexdigest(),
-            "supervised": int((lengths - prompts)[fits].sum(dtype=np.int64)),
+            "supervised": supervised,
             "excluded": +excluded,
             "teachers": [[*teacher, rows] for teacher, rows in _teachers(reader, selection.chosen).items()],
             "lineages": [dict(lineage.stored) for lineage in terms.lineages],
@@ -257,7 +260,7 @@ def write_selection(  # noqa: PLR0913 - each is a fact of the corpus or of the s
             "soft_files": files,
             "checks": [asdict(check) for check in checks],
             "control": sorted(control),
-            "highest_id": _highest_outside(reader, selection.chosen[fits], bits[fits], fault_names),
+            "highest_id": _highest_outside(reader, learned, bits[fits], fault_names),
         },
     )
     failpoints.reach("tokens.selection_written")
