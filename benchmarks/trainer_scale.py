@@ -94,6 +94,7 @@ from trainer.evaluation import audit
 def losses(answering, examples, config):
     return np.array([example.supervised for example in examples]) + np.arange(len(examples)) / len(examples)
 audit.likelihood.losses = losses
+audit.text_metrics.token_f1 = lambda *_: 0.5  # copied rows would be a hundred answers to each prompt
 audit.model.load_base_of = lambda *_: None
 print(audit.audit(settings.load(Path(sys.argv[1])), 0)["rows"])
 """
