@@ -22,6 +22,7 @@ from trainer import config as settings
 from trainer.data import dataset
 from trainer.evaluation import audit
 from trainer.experiments.taught_store import trainings_of_store
+from trainer.experiments.trainings import NO_DISPLAY
 from trainer.training.inputs import read_inputs
 
 # Rows of the shard that is copied, and copies in the smaller and in the larger corpus.
@@ -64,7 +65,7 @@ def most_held(do: Callable[[], object]) -> int:
 @pytest.mark.slow
 def test_what_is_held_hardly_grows_with_the_rows(tmp_path, monkeypatch):
     monkeypatch.setattr(dataset, "STORED_ROWS", 0)
-    monkeypatch.setattr("trainer.data.tokens.unit.SIGNAL_PART_ROWS", SHARD)
+    monkeypatch.setattr("trainer.data.tokens.row_ranges.SIGNAL_PART_ROWS", SHARD)
     monkeypatch.setattr(audit.model, "load_base_of", lambda *_: None)
     losses = lambda _model, examples, _config: np.arange(len(examples)) / 7  # noqa: E731
     monkeypatch.setattr(audit.likelihood, "losses", losses)
@@ -85,7 +86,7 @@ def test_what_is_held_hardly_grows_with_the_rows(tmp_path, monkeypatch):
 
     def known(config: settings.TrainConfig) -> object:
         """Hash rows and held-out prompts, as the train stage of `trainer distil` does."""
-        _, rows = trainings_of_store(config, config.out_path, lambda _: None, lambda *_: None)
+        _, rows = trainings_of_store(config, config.out_path, NO_DISPLAY)
         return rows.sha256()
 
     ratios = {}

@@ -492,13 +492,13 @@ import os, sys
 from pathlib import Path
 from trainer import config as settings
 from trainer.data.chat_template import Example, Renderer
-from trainer.data.tokens import builder, unit
+from trainer.data.tokens import builder, row_ranges
 from trainer.errors import HarvesterError
 from trainer.model import model
 
 if __name__ == "__main__":
     os.environ["HARVESTER_FAILPOINT"] = sys.argv[2]  # of the processes that are started
-    unit.PART_ROWS = 16
+    row_ranges.PART_ROWS = 16
     config = settings.load(Path(sys.argv[1]))
     show = lambda done, rows, doing: print(done, rows, doing, flush=True)
     try:
@@ -544,7 +544,7 @@ def test_rows_are_sorted_by_prompt_id_sample_and_key(tmp_path, monkeypatch, rang
     ]
     config = settings.load(tiny.train_toml(tmp_path, []))
     write_shards(tmp_path / "store", rows[40:], rows[:40])
-    monkeypatch.setattr("trainer.data.tokens.unit.PART_ROWS", 16)
+    monkeypatch.setattr("trainer.data.tokens.row_ranges.PART_ROWS", 16)
     monkeypatch.setattr(row_order, "RANGE_ROWS", range_rows)
     reader = builder.prepare(config, Renderer(model.load_tokenizer(config.base))).rows.reader
     assert (len(row_order._bounds(reader)) > 4) is (range_rows < 61)
