@@ -7,6 +7,7 @@ none of them, and a file that was cut meanwhile is an error and not a signal tha
 from __future__ import annotations
 
 import os
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -42,6 +43,7 @@ class PartReader:
         np.cumsum([part.rows for part in facts], out=self.first[1:])
         self._open: OrderedDict[int, dict[str, int]] = OrderedDict()
         self._kept: list[int] = []
+        weakref.finalize(self, _close_all, self._open, self._kept)
 
     @classmethod
     def of_part(cls, folder: Path) -> PartReader:
@@ -51,13 +53,6 @@ class PartReader:
     def __len__(self) -> int:
         """Return the number of rows."""
         return int(self.first[-1])
-
-    def __del__(self) -> None:
-        """Close what is open."""
-        for handles in self._open.values():
-            _close(handles)
-        for handle in self._kept:
-            os.close(handle)
 
     def keep_open(self, handle: int) -> None:
         """Close a handle when this reader goes; -1: there is none."""
@@ -224,6 +219,13 @@ class StoredExamples(Sequence[Example]):
 
 def _close(handles: dict[str, int]) -> None:
     for handle in handles.values():
+        os.close(handle)
+
+
+def _close_all(parts: dict[int, dict[str, int]], kept: list[int]) -> None:
+    for handles in parts.values():
+        _close(handles)
+    for handle in kept:
         os.close(handle)
 
 
