@@ -81,6 +81,7 @@ def test_row_49_a_closed_terminal_and_a_closed_pipe_end_no_run(mock_teacher: Moc
     assert stored(tmp_path / "store") == mock.totals()["requests"] == 60
 
 
+@pytest.mark.slow  # 3 s of waiting
 def test_row_52_a_stopped_process_saves_up_no_burst(mock_teacher: Mock, tmp_path: Path) -> None:
     """The teacher refuses what comes faster than 20 a second, with eight to spare."""
     mock = mock_teacher(rpm=1200, burst_s=0.4)

@@ -181,7 +181,7 @@ def test_row_62_edited_reordered_and_extended_prompts_re_pay_nothing(
     assert (changed.exit_code, changed.billed["requests"], changed.totals.answers) == (0, 1, 4)
     assert "3 already stored" in changed.output
     assert re.search(
-        r"note: p\.jsonl changed since run \d{8}T\d{6}-\w{6}: 1 rows new, 3 held", changed.output
+        r"note: p\.jsonl changed since run \d{8}T\d{6}-\w{6}: 1 rows new, 3 already stored", changed.output
     )
     same = run_harvest(mock, tmp_path, prompts=("What is 2 + 9?", *reversed(PROMPTS)))
     assert "changed since" not in same.output
@@ -192,7 +192,7 @@ def test_row_62_edited_reordered_and_extended_prompts_re_pay_nothing(
     assert Corpus.open(tmp_path / "store").verify() == []
     fewer = run_harvest(mock, tmp_path, prompts=PROMPTS[1:])
     assert (fewer.exit_code, fewer.billed["requests"], fewer.totals.answers) == (0, 0, 4)
-    assert "0 rows new, 2 held" in fewer.output
+    assert "0 rows new, 2 already stored" in fewer.output
 
 
 LINES = b"".join(

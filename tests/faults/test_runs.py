@@ -273,7 +273,9 @@ def test_each_replica_gets_as_many_requests_at_once_as_max_concurrency_says(
     assert max(in_flight) == 3 * (replicas + 1)
 
 
-@pytest.mark.parametrize("slow", [{"slots": 2, "slot_s": 0.5}, {"latency_s": 2.0}])
+@pytest.mark.parametrize(
+    "slow", [pytest.param({"slots": 2, "slot_s": 0.5}, marks=pytest.mark.slow), {"latency_s": 2.0}]
+)
 def test_rows_that_wait_for_a_slow_replica_go_to_a_free_one(
     mock_teacher: Mock, tmp_path: Path, slow: dict[str, float]
 ) -> None:

@@ -72,7 +72,7 @@ def test_a_signal_drains_seals_and_says_how_to_go_on_and_systemd_hears_it(
 @pytest.mark.parametrize(
     ("signals", "flags", "ending", "code"),
     [
-        ((signal.SIGINT, signal.SIGINT), (), "aborted", 130),
+        pytest.param((signal.SIGINT, signal.SIGINT), (), "aborted", 130, marks=pytest.mark.slow),
         ((signal.SIGTERM, signal.SIGINT), (), "aborted", 143),
         ((signal.SIGTERM,), ("--grace", "0.2"), "interrupted", 143),
     ],
@@ -194,6 +194,7 @@ def later(hours: float) -> datetime:
     return datetime.now(UTC) + timedelta(hours=hours)
 
 
+@pytest.mark.slow  # 4 s of waiting
 def test_limits_of_time_end_with_10_and_resume(mock_teacher: Mock, tmp_path: Path) -> None:
     mock = mock_teacher(latency_s=0.05)
     config = write_folder(tmp_path, mock.base_url, 3000, teacher=FOUR)

@@ -79,6 +79,7 @@ def test_a_job_is_looked_at_held_retuned_and_stopped(mock_teacher: Mock, tmp_pat
     assert harvester("pause", store).returncode == 1
 
 
+@pytest.mark.slow  # many commands
 def test_what_cant_be_set_is_refused_in_words_and_changes_nothing(mock_teacher: Mock, tmp_path: Path) -> None:
     mock = mock_teacher(latency_s=0.1)
     config = write_folder(tmp_path, mock.base_url, 500, teacher=LIMITED)
@@ -127,6 +128,7 @@ def test_a_ceiling_lowered_below_what_was_spent_ends_the_run(mock_teacher: Mock,
     assert out.startswith("budget:")
 
 
+@pytest.mark.slow  # 3 s of waiting
 def test_a_dead_job_is_distinguished_from_a_hung_one_and_its_pause_outlives_it(
     mock_teacher: Mock, tmp_path: Path
 ) -> None:

@@ -159,6 +159,7 @@ def test_hostile_text_is_inert_in_the_view_and_search_finds_it(
     assert complaints(browser) == []
 
 
+@pytest.mark.slow  # 5 s of waiting
 def test_the_view_refreshes_by_itself_and_says_when_it_no_longer_does(
     browser: Any, tmp_path: Path, served: Served, monkeypatch: pytest.MonkeyPatch
 ):

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.pages import hostile
 from tests.pages.test_browser import complaints, tags, text_of, until
 from tests.trainer.live.test_figures import line
@@ -38,6 +40,7 @@ def config_of(folder: Path) -> settings.TrainConfig:
     return settings.parse(data, root=folder, place="x")
 
 
+@pytest.mark.slow  # 4 s of waiting
 def test_it_follows_a_training_and_notices_its_death_and_its_end(browser: Any, tmp_path: Path):
     path = tmp_path / "out" / page.PAGE
     path.parent.mkdir()

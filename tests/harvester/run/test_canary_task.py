@@ -198,6 +198,7 @@ def test_every_kind_of_change_is_recorded_and_shown_once(tmp_path: Path, mock_te
         assert str(escape(text)) in page
 
 
+@pytest.mark.slow  # 3 s of waiting
 def test_a_change_holds_the_run_when_asked_to_until_the_operator_resumes(tmp_path: Path, mock_teacher):
     mock = mock_teacher(latency_s=0.05)
     path = folder(tmp_path, mock, 60, pause=True)

@@ -50,6 +50,7 @@ def test_a_leaky_bucket_with_a_small_burst(seed: int, rate: float, factors: dict
     assert result.refused(8, 25) <= 0.02
 
 
+@pytest.mark.slow  # many servers
 @FEW
 @given(
     SEEDS,

@@ -89,7 +89,9 @@ def results_of(config: TrainConfig) -> dict[str, object]:
 
 
 @pytest.mark.parametrize(
-    "data", [{}, {"answers": "majority", "weights": "agreement"}], ids=["all", "majority"]
+    "data",
+    [pytest.param({}, marks=pytest.mark.slow), {"answers": "majority", "weights": "agreement"}],
+    ids=["all", "majority"],
 )
 def test_an_audit_from_the_store_equals_one_in_memory(data, tmp_path, monkeypatch):
     faulty = {"p101", "p104", "p106", "p108"}  # for which a training refuses the corpus

@@ -50,9 +50,8 @@ def trained(folder, lora=None, shape=None, speech=None, change_base=lambda _: No
     return config
 
 
-@pytest.mark.parametrize(
-    "kind", [kind if kind == "lora" else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
-)
+@pytest.mark.slow  # a fresh process for each
+@pytest.mark.parametrize("kind", KINDS)
 def test_33_adapter_and_merged_folder_give_a_fresh_process_equal_logits(tmp_path, fork_server, kind):
     lora, shape = KINDS[kind]
     config = trained(tmp_path, lora, shape)

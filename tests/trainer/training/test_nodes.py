@@ -100,7 +100,7 @@ def test_a_killed_worker_is_named_on_both_machines(tmp_path, fork_connection):
         assert "error[lost]: node 1 of 2: process 2 of 4 was ended by signal 9" in end["err"]
 
 
-@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("number", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_machine_that_dies_ends_the_other(tmp_path, fork_connection, number):
     """Node 0 holds the store, the other one does not."""
     machines = Machines(tmp_path, WAIT, fork_connection)

@@ -130,6 +130,7 @@ def test_a_lost_rank_ends_all_by_name_and_a_resume_gives_the_same_bits(tmp_path,
     assert same(adapter_of(tmp_path / "a"), adapter_of(unbroken))
 
 
+@pytest.mark.slow  # several processes
 def test_other_settings_on_one_machine_are_refused_by_name(tmp_path, fork_server):
     made = tomls(tmp_path)
     made[1].write_text(made[1].read_text().replace("lr = 0.01", "lr = 0.02"))
