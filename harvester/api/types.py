@@ -51,7 +51,7 @@ class Request:
         output_tokens: tokens to reserve for the answer at the limiter (`max_tokens`, or a default guess).
         estimated_microusd: price of `input_tokens` and `output_tokens`, in millionths of a dollar.
         budget_tokens, budget_microusd: upper bounds of what it can use and cost; the budget reserves these.
-        path: route that it is sent to, below the base URL (`scoring.ways.url_of`).
+        path: route that it is sent to, below the base URL (`scoring.request_forms.url_of`).
         budget_output_tokens: the part of `budget_tokens` that the answer can use.
         rows: of a request that asks for several samples at once (`n`), the requests that it stands for, by
             sample number; empty for an ordinary one. `key` and `sample_index` are those of the first.

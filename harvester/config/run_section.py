@@ -107,8 +107,7 @@ class RunSection(FrozenModel):
         max_failed: rows that may fail; a complete run with more exits with 3.
         connect_timeout_s: time limit for a connection.
         max_attempts: attempts for one request before the row counts as failed. Waiting for a rate limit is
-        not an
-            attempt.
+            not an attempt.
         purpose: what the answers are for; the terms are checked for it.
         trust_env: use proxies and certificates that environment variables name.
         strict_model: park the run when another model or build answers than the first one.

@@ -40,6 +40,8 @@ class _Rank:
         wanted: part of all places that it could use, by base URL.
         account: its budget.
         run_id: its last run, "" for none.
+        is_part: that run is part of this fleet, or of one that did not end by itself: the budget of a run
+            goes on with what it spent.
         incarnation: how often the rank was started; reports of an earlier process do not count.
         is_over: it has ended, or is lost: it holds no rate and no place.
     """
@@ -51,6 +53,7 @@ class _Rank:
     wanted: dict[str, float] = field(default_factory=dict)
     account: Account = field(default_factory=lambda: Account(is_active=False))
     run_id: str = ""
+    is_part: bool = False
     incarnation: int = 0
     is_over: bool = False
 
@@ -87,8 +90,6 @@ class Allocator:
         self._elsewhere: dict[CeilingKey, int] = dict.fromkeys(self._whole, 0)
         self._ends_at: dict[str, float] = {}
         self.exchanges = 0
-        # The fleet before did not end by itself: the budget of a run goes on.
-        self._continues = state is not None and not state["is_over"]
         if state is not None:
             self._resume(state)
 
@@ -107,6 +108,7 @@ class Allocator:
             "ranks": {
                 str(number): {
                     "run_id": rank.run_id,
+                    "is_part": rank.is_part,
                     "granted": [[*ceiling, amount] for ceiling, amount in rank.account.granted.items()],
                     "spent": [[*ceiling, amount] for ceiling, amount in rank.account.spent.items()],
                 }
@@ -123,6 +125,7 @@ class Allocator:
         for number, saved in state["ranks"].items():
             rank = self._ranks[int(number)]
             rank.run_id = saved["run_id"]
+            rank.is_part = not state["is_over"] and saved.get("is_part", True)
             rank.account.granted = _ceilings(saved["granted"], spans)
             rank.account.spent = _ceilings(saved["spent"], spans)
 
@@ -144,20 +147,21 @@ class Allocator:
 
         Args:
             spent: tokens and micro-dollars, by span; of a run those of earlier ones that were killed.
-            former: of the run before (`expected_run`), however that ended. Where the fleet before did not end
-                by itself, the budget of a run goes on, and the state on disk is older than what was spent.
+            former: of the run before (`expected_run`), however that ended, and of those directly before it
+                that were killed. It counts where that run is part of a fleet that did not end by itself: the
+                state on disk is older than what was spent.
             is_same_store: it goes on with the store that it had. In a new one nothing of what the rank was
                 granted before is written down, so all of that counts as spent.
         """
         before, rank = self._ranks[number], _Rank()
-        is_first = self._continues and before.incarnation == 0
+        goes_on = before.is_part and before.incarnation == 0
         self._start_new_spans(ends_at)
         rank.run_id = before.run_id
         for ceiling in self._whole:
             known = before.account.granted.get(ceiling, 0)
             if is_same_store:  # one that was fetched from a mirror holds no spending of before
                 known = before.account.spent.get(ceiling, 0)
-                if is_first and ceiling[0] == BudgetSpan.RUN.value:
+                if goes_on and ceiling[0] == BudgetSpan.RUN.value:
                     known = max(known, former[ceiling[1]])
             here = spent.get(ceiling[0], (0, 0))[ceiling[1]]
             rank.account.spent[ceiling] = rank.account.granted[ceiling] = here
@@ -221,7 +225,9 @@ class Allocator:
 
     def _note(self, rank: _Rank, report: Message, now: float) -> None:
         was_silent = rank.heard_at < now - EXPIRY_S
-        rank.heard_at, rank.run_id = now, report["run_id"] or rank.run_id
+        rank.heard_at = now
+        if report["run_id"] and report["run_id"] != rank.run_id:
+            rank.run_id, rank.is_part = report["run_id"], True
         for url, values in report["rows"].items():
             row = decoded_row(values)
             if rank.offset is None:

@@ -299,14 +299,19 @@ class _Fleet:
         """Start ranks that are ready, once all have said what was spent: none may get another's money."""
         if any(member.phase in {"waiting", "preparing"} and not member.facts for member in self._members):
             return
-        ready = [n for n, member in enumerate(self._members) if member.phase == "ready"]
-        for number in ready:
-            member, facts = self._members[number], self._members[number].facts
-            assert member.actor is not None
+        incarnations: dict[int, int] = {}
+        for number, member in enumerate(self._members):
+            if member.phase != "ready":
+                continue
             assert member.node is not None
-            text = json.dumps({name: facts[name] for name in ("spent", "former", "ends_at", "is_same_store")})
-            incarnation = self._coordinator.get("register", number, text)
+            facts = {n: member.facts[n] for n in ("spent", "former", "ends_at", "is_same_store")}
+            incarnations[number] = self._coordinator.get("register", number, json.dumps(facts))
             self._state.hosts[number] = member.node.host
+        if incarnations:  # what earlier runs spent is on disk before further ones spend anything
+            self._save(is_over=False)
+        for number, incarnation in incarnations.items():
+            member = self._members[number]
+            assert member.actor is not None
             member.actor.ask_rank("start", incarnation)
             member.phase, member.polled_at = "running", time.monotonic()
             member.view.state = RunState.RUNNING
@@ -440,8 +445,9 @@ class _Fleet:
         """Write which run each rank made last: the next fleet asks its store what that run spent."""
         ranks = dict((self._state.coordinator or {}).get("ranks", {}))
         for number, member in enumerate(self._members):
-            if (run_id := member.view.status.get("run_id")) and str(number) in ranks:
-                ranks[str(number)] = {**ranks[str(number)], "run_id": run_id}
+            saved, run_id = ranks.get(str(number)), member.view.status.get("run_id")
+            if saved is not None and run_id and run_id != saved["run_id"]:
+                ranks[str(number)] = {**saved, "run_id": run_id, "is_part": True}
         if ranks:
             self._state.coordinator = {**(self._state.coordinator or {}), "ranks": ranks}
         with contextlib.suppress(StoreError):  # another error is being reported

@@ -28,7 +28,7 @@ from harvester.store import paths
 from harvester.store.journal.journal import Journal
 from harvester.store.journal.lock import is_held
 from harvester.store.journal.spending import Amounts
-from harvester.store.maintain.bill import compute_spent, compute_spent_in
+from harvester.store.maintain.bill import compute_spent, compute_spent_up_to
 from harvester.system.background import Running, StopRequests
 from harvester.system.open_files import limit_kept
 
@@ -123,12 +123,12 @@ class Rank:
         return False
 
     def _spent(self, ready: Prepared, run_id: str) -> tuple[dict[BudgetSpan, Amounts], Amounts]:
-        """Return what the store says was spent by span, and by one run, however that run ended."""
+        """Return what the store says was spent by span, and up to a run, however that ended."""
         if not _is_begun(ready.store):
             return {}, (0, 0)
         with Journal.open(ready.store, read_only=True) as journal:
             spent = compute_spent(journal, time.time(), ready.config.teacher.teacher_id)
-            return spent, compute_spent_in(journal, {run_id})
+            return spent, compute_spent_up_to(journal, run_id)
 
     def start(self, incarnation: int) -> None:
         """Begin to harvest what `prepare` has checked."""

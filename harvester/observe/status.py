@@ -109,14 +109,19 @@ def with_process(
 ) -> dict[str, Any]:
     """Return a status with how old it is, and what the process does that writes it.
 
+    A process that has started and written none yet is as old as its start.
+
     Args:
         folder: of a store or a fleet, whose lock the process holds while it is `alive`.
         answered: the process itself has answered just now.
     """
-    age_s = round(time.time() - status.get("updated_at", 0.0), 1)
+    holder = read_holder(folder / paths.LOCK) if alive else {}
+    begun_at = holder.get("started_at")
+    last = max(status.get("updated_at", 0.0), begun_at if isinstance(begun_at, int | float) else 0.0)
+    age_s = round(time.time() - last, 1)
     found = {**status, "alive": alive, "heartbeat_age_s": age_s}
     if alive:
-        found["process"] = process_state(read_holder(folder / paths.LOCK))
+        found["process"] = process_state(holder)
         if not answered and not -AHEAD_S <= age_s <= HUNG_AFTER_S:
             found["state"] = "hung"
     elif status.get("state") in list(RunState):

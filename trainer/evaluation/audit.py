@@ -39,6 +39,7 @@ from trainer.evaluation.learned_texts import prompt_text
 from trainer.evaluation.likelihood import Values
 from trainer.evaluation.row_page import RowCard, RowPage, Text
 from trainer.model import model, weights
+from trainer.process import lock_output_folder
 from trainer.publish.adapter import check_same_base, check_same_tokens
 from trainer.training.reporter import Callbacks
 from trainer.training.train import train
@@ -92,9 +93,15 @@ def audit(
         `rows`, `folds`, the files, and the keys of the worst rows.
 
     Raises:
-        DataError: too few rows. What `dataset.read` and `trainer.training.train.train` raise.
+        StoreLocked: another process audits this student. DataError: too few rows.
+        What `dataset.read` and `trainer.training.train.train` raise.
     """
     dataset.require_folder(config)
+    with lock_output_folder(config.out_path / FOLDER, "`trainer audit`"):
+        return _audit(config, folds, on_note, on_progress)
+
+
+def _audit(config: TrainConfig, folds: int, on_note: Note, on_progress: Progress) -> dict[str, Any]:
     renderer = Renderer(model.load_tokenizer(config.base, config.template))
     rows = audited_rows.read(config, renderer, on_progress)
     if len(rows) < max(2, folds):
@@ -104,7 +111,7 @@ def audit(
     before, after = _losses_of_student(config, renderer, rows.examples, on_note)
     unseen = _unseen_losses(config, rows, folds, on_note) if folds else None
     folder = config.out_path / FOLDER
-    audited = _Audit(rows, before, after, unseen, _tasks_and_disagreements(rows, folder))
+    audited = _AuditedRows(rows, before, after, unseen, _tasks_and_disagreements(rows, folder))
     order = audited.order()
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "audit.jsonl"
@@ -147,7 +154,7 @@ class _Unseen:
 
 
 @dataclass(frozen=True, slots=True)
-class _Audit:
+class _AuditedRows:
     """What is known of all rows, in arrays by their place: some tens of bytes a row."""
 
     rows: AuditedRows
@@ -303,7 +310,7 @@ def _places_of_several(prompts: Prompts) -> NDArray[np.int64]:
     return np.flatnonzero(has_others)
 
 
-def _page(audited: _Audit, worst: Sequence[int], name: str) -> RowPage:
+def _page(audited: _AuditedRows, worst: Sequence[int], name: str) -> RowPage:
     rows = audited.rows
     numbers = neighbours.spread(len(rows))
     place_of = {number: place for place, number in enumerate(numbers)}
@@ -337,7 +344,7 @@ def _page(audited: _Audit, worst: Sequence[int], name: str) -> RowPage:
     )
 
 
-def _judge(audited: _Audit) -> str:
+def _judge(audited: _AuditedRows) -> str:
     """Say whose loss orders the rows, and what that puts first."""
     if audited.unseen is not None and audited.unseen.is_known.any():
         return "a student that did not learn them, in nats a token: what contradicts the other rows"

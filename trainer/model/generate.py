@@ -209,6 +209,8 @@ class _Rows:
         self._batch = ContinuousBatch(model, work.pad_id)
         self._tokens: list[list[int]] = []
         self._draws: list[torch.Generator] = []
+        # Tokens that each row has got since it joined; those after the end of its answer count.
+        self._ages: list[int] = []
         self._newest = torch.zeros(0, dtype=torch.int64, device=self._batch.device)
         self.numbers: list[int] = []
 
@@ -228,7 +230,10 @@ class _Rows:
         """
         try:
             unfinished = self.unfinished
-            if joining or (len(self.numbers) - len(unfinished)) * REFILL_SHARE >= len(self.numbers):
+            ended = len(self.numbers) - len(unfinished)
+            # A row that goes on beyond its limit would leave the positions that a model has learned.
+            is_at_limit = self._work.limits.max_new_tokens in self._ages
+            if joining or is_at_limit or ended * REFILL_SHARE >= len(self.numbers):
                 self._keep(unfinished)
             if joining:
                 self._admit(joining)
@@ -246,6 +251,7 @@ class _Rows:
         first = len(self.numbers)
         self.numbers += numbers
         self._tokens += [[] for _ in numbers]
+        self._ages += [0] * len(numbers)
         if self._work.seeds is not None:
             self._draws += [generator_of(self._work.seeds[number]) for number in numbers]
         self._newest = torch.cat([self._newest, self._chosen(logits, first)])
@@ -259,13 +265,14 @@ class _Rows:
         self._newest = self._newest[kept]
         self.numbers = list(numbers)
         self._tokens = [self._tokens[place] for place in kept]
+        self._ages = [self._ages[place] for place in kept]
         self._draws = [self._draws[place] for place in kept] if self._draws else []
 
     def clear(self) -> None:
         """Let all rows leave, and begin unfinished answers anew when they come back."""
         self._batch.clear()
         self._newest = self._newest[:0]
-        self.numbers, self._tokens, self._draws = [], [], []
+        self.numbers, self._tokens, self._draws, self._ages = [], [], [], []
         if self._batch.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -276,6 +283,7 @@ class _Rows:
         limits = self._work.limits
         for place, token in enumerate(chosen.tolist(), first):
             number, tokens = self.numbers[place], self._tokens[place]
+            self._ages[place] += 1
             if number in self._work.answers:
                 continue
             tokens.append(token)

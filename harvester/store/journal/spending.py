@@ -117,6 +117,21 @@ def runs_to_continue(connection: sqlite3.Connection, teacher_id: str) -> list[st
     return run_ids
 
 
+def runs_up_to(connection: sqlite3.Connection, run_id: str) -> list[str]:
+    """Return a run, however it ended, and those of its teacher directly before it that were killed."""
+    query = "SELECT run_id, ending, lineage_json FROM runs ORDER BY run DESC"
+    run_ids: list[str] = []
+    teacher_id = ""
+    for each, ending, lineage in connection.execute(query):
+        if each == run_id:
+            run_ids, teacher_id = [each], _teacher(lineage)
+        elif run_ids and _teacher(lineage) == teacher_id and ending != COPIED_ENDING:
+            if ending not in {"", KILLED}:
+                break
+            run_ids.append(each)
+    return run_ids
+
+
 def _teacher(lineage_json: str) -> str:
     try:
         return str(orjson.loads(lineage_json).get("teacher_id", ""))

@@ -83,12 +83,16 @@ def compute_spent(journal: Journal, wall: float, teacher_id: str = "") -> dict[B
         }
 
 
-def compute_spent_in(journal: Journal, run_ids: Collection[str]) -> spending.Amounts:
-    """Return the tokens and micro-dollars that budgets were charged by these runs, canaries included.
+def compute_spent_up_to(journal: Journal, run_id: str) -> spending.Amounts:
+    """Return the tokens and micro-dollars that budgets were charged by a run, canaries included.
+
+    What runs directly before it spent that were killed counts as part of it (`spending.runs_up_to`).
 
     Raises:
         StoreError, StoreCorrupt: a journal can't be read.
     """
+    with journal.reading() as connection:
+        run_ids = spending.runs_up_to(connection, run_id)
     with _with_canaries(journal) as journals:
         return _sum_of(journals, None, run_ids)
 

@@ -1,6 +1,6 @@
 """Share the limits of a teacher with other harvests of this machine that use the same host and credential.
 
-Each harvest leases a share of the limit (`limit_ledger`) and multiplies with it what is configured, stated by
+Each harvest leases a share of the limit (`limit_leases`) and multiplies with it what is configured, stated by
 headers or learned. It renews the lease twice a second. While its requests wait for the rate it wants all that
 it gets, else a little more than it uses, so what one does not need the others get. What one learns about the
 rate holds for all.

@@ -317,9 +317,18 @@ def test_what_a_run_spent_after_the_state_was_written_counts_once() -> None:
     killed = drained | {"spent": {"run": (spent, 0)}}
     after.register(1, **killed, now=1.0)
     assert _left(after) == TOKENS - 2 * spent
-    anew = Allocator({URL: PLACES}, {"run": (TOKENS, None)}, 2, 0.0, world.allocator.state(is_over=True))
-    anew.register(0, **drained, now=0.0)
-    assert _left(anew) == TOKENS
+    # What a fleet spent that ended by itself never counts, whatever becomes of the next one.
+    state = world.allocator.state(is_over=True)
+    for _ in range(3):
+        anew = Allocator({URL: PLACES}, {"run": (TOKENS, None)}, 2, 0.0, state)
+        state = anew.state(is_over=False)
+        anew.register(0, **drained, now=0.0)
+        assert _left(anew) == TOKENS
+    # And what counts is written down once.
+    state = after.state(is_over=False)
+    again = Allocator({URL: PLACES}, {"run": (TOKENS, None)}, 2, 0.0, state)
+    again.register(0, **drained, now=0.0)
+    assert _left(again) == TOKENS - 2 * spent
 
 
 def test_what_a_lost_store_was_granted_counts_as_spent() -> None:

@@ -26,7 +26,7 @@ from trainer import config as settings
 from trainer.data import array_file, dataset
 from trainer.data.chat_template import Example, Renderer
 from trainer.data.order import Order
-from trainer.data.tokens import builder, part, row_order
+from trainer.data.tokens import builder, part, row_order, row_record
 from trainer.errors import DataError, Interrupted, StoreError, StoreFull, StudentError
 from trainer.evaluation.doctor import diagnose
 from trainer.model import model
@@ -555,3 +555,20 @@ def test_rows_are_sorted_by_prompt_id_sample_and_key(tmp_path, monkeypatch, rang
             (reader.prompt_id(row).encode(), int(record["sample_index"]), reader.digest(record, "key"))
         )
     assert found == sorted((row.prompt_id.encode(), row.sample_index, row.key) for row in rows)
+
+
+def test_a_part_without_rows_is_sorted_too(monkeypatch):
+    """`[data] where` may leave out all rows of a part."""
+    records = np.zeros(3, dtype=row_record.RECORD)
+    records["id_bytes"] = 1
+    parts = [(records[:0], b""), (records, b"cab"), (records[:0], b"")]
+
+    class Reader:
+        def __len__(self) -> int:
+            return 3
+
+        def prompt_ids(self):
+            return iter(parts)
+
+    monkeypatch.setattr(row_order, "RANGE_ROWS", 1)
+    assert row_order.sorted_rows(Reader()).tolist() == [1, 2, 0]

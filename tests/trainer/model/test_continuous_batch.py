@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 import transformers
@@ -185,3 +187,42 @@ def test_a_row_computes_the_same_after_others_left_and_joined():
             kept.append(token)
             logits = batch.step(torch.full((len(batch),), token))[place]
     assert len(batch) == 2
+
+
+class CountingBatch:
+    """Stands in for `ContinuousBatch`: the row of prompt [n] ends after `LENGTHS[n]` tokens, or never."""
+
+    def __init__(self, model, pad_id) -> None:
+        self.device = torch.device("cpu")
+        self.rows: list[list[int]] = []  # number, tokens after the prompt
+
+    def admit(self, prompts):
+        self.rows += [[prompt[0], 0] for prompt in prompts]
+        return self._logits(self.rows[-len(prompts) :])
+
+    def step(self, tokens):
+        for row in self.rows:
+            row[1] += 1
+            assert row[1] < MOST_TOKENS, "a position beyond what a whole batch would use"
+        return self._logits(self.rows)
+
+    def keep(self, rows) -> None:
+        self.rows = [self.rows[place] for place in rows]
+
+    def _logits(self, rows):
+        ends = torch.tensor([tokens + 1 >= LENGTHS[number] for number, tokens in rows])
+        return torch.stack([ends.float(), 1 - ends.float()], dim=1)  # token 0 ends an answer
+
+
+MOST_TOKENS = 12
+LENGTHS = [chance.choice((1, 3, 7, 11, 99)) for chance in [random.Random(5)] for _ in range(200)]
+
+
+def test_no_row_goes_on_beyond_the_limit_of_its_answer(monkeypatch):
+    """Learned positions end there: a row that waits for others to end must not use further ones."""
+    monkeypatch.setattr(generate, "ContinuousBatch", CountingBatch)
+    limits = generate.Limits(stop_id=0, max_new_tokens=MOST_TOKENS, batch=32)
+    work = generate._Work([[number] for number in range(200)], limits, None, lambda _: None, lambda _: None)
+    generate._answer_refilling(None, work)
+    found = [(len(work.answers[number].ids), work.answers[number].is_cut) for number in range(200)]
+    assert found == [(min(length - 1, MOST_TOKENS), length > MOST_TOKENS) for length in LENGTHS]

@@ -46,7 +46,7 @@ def _bounds(reader: PartReader) -> list[bytes]:
     step = max(1, len(reader) // (_SAMPLED * ranges))
     sampled: list[bytes] = []
     for _, ids in _parts(reader):
-        sampled += ids.take(pa.array(range(0, len(ids), step))).to_pylist()
+        sampled += ids.take(pa.array(range(0, len(ids), step), pa.int64())).to_pylist()
     sampled.sort()
     return sorted({sampled[number * len(sampled) // ranges] for number in range(1, ranges)})
 

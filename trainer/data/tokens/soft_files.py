@@ -9,6 +9,7 @@ has the arrays of each row one after the other: student tokens and positions (in
 from __future__ import annotations
 
 import os
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -73,11 +74,7 @@ class SoftTargetFiles:
         self._index = index
         self._places = places
         self._handles: dict[Path, int] = {}
-
-    def __del__(self) -> None:
-        """Close what is open."""
-        for handle in self._handles.values():
-            os.close(handle)
+        weakref.finalize(self, _close, self._handles)
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -410,3 +407,8 @@ class _Mapper:
             np.array(widths, dtype=np.int32),
             _Sums(self._mapping.mapped, self._mapping.listed, Counter(self._counts)),
         )
+
+
+def _close(handles: Mapping[Path, int]) -> None:
+    for handle in handles.values():
+        os.close(handle)

@@ -29,7 +29,7 @@ from trainer.data.data_checks import Check, RowFaults, RowKinds
 from trainer.data.dataset import Dataset
 from trainer.data.soft_targets import SoftReport
 from trainer.data.tokens import part, soft_files
-from trainer.data.tokens.part_reader import PartReader, RowNumbers, StoredExamples
+from trainer.data.tokens.part_reader import PartReader, RowNumbers, StoredExamples, unreadable
 from trainer.data.tokens.row_record import RowFlag
 from trainer.data.tokens.selection import Selection, select
 from trainer.data.tokens.soft_files import ChosenRows, SoftTargetFiles
@@ -180,11 +180,15 @@ def write_selection(  # noqa: PLR0913 - each is a fact of the corpus or of the s
 
     Raises:
         DataError: no row can be learned. StudentError: the chat template refuses rows.
+        StoreError: a part was damaged since it was checked.
         OSError: the disk is full or refuses.
     """
     folders = [home / PARTS / name for name in names]
-    reader = PartReader(folders, [facts for facts in read_parts(folders) if facts is not None])
-    assert len(reader.facts) == len(names), "parts were checked before"
+    read = list(read_parts(folders))
+    for folder_of_part, facts in zip(folders, read, strict=True):
+        if facts is None:  # hours may lie between the check of the parts and an audit's last fold
+            raise unreadable(folder_of_part, "it is damaged, or was removed")
+    reader = PartReader(folders, [facts for facts in read if facts is not None])
     _require_rows(reader, config)
     selection = select(reader, config.data, only)
     _require_learnable(reader, selection, config)
