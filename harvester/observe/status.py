@@ -116,8 +116,10 @@ def with_process(
         answered: the process itself has answered just now.
     """
     holder = read_holder(folder / paths.LOCK) if alive else {}
+    last = status.get("updated_at", 0.0)
     begun_at = holder.get("started_at")
-    last = max(status.get("updated_at", 0.0), begun_at if isinstance(begun_at, int | float) else 0.0)
+    if isinstance(begun_at, int | float) and holder.get("pid") != status.get("pid"):
+        last = max(last, begun_at)
     age_s = round(time.time() - last, 1)
     found = {**status, "alive": alive, "heartbeat_age_s": age_s}
     if alive:

@@ -159,6 +159,18 @@ def test_a_heartbeat_from_before_the_clock_was_set_back_is_no_life_sign(store: P
         assert (fresh["state"], status.unhealthy_reason(fresh, 600)) == ("running", "")
 
 
+def test_a_process_that_has_just_started_is_not_hung_for_the_heartbeat_of_another(store: Path) -> None:
+    old = {**WHOLE, "updated_at": time.time() - 3600}
+    (store / "status.json").write_text(json.dumps({**old, "pid": os.getpid() + 1}), encoding="utf-8")
+    with StoreLock(store, started_at=time.time()):
+        current = status.current_status(store)
+        assert (current["state"], status.unhealthy_reason(current, 600)) == ("running", "")
+        (store / "status.json").write_text(json.dumps({**old, "pid": os.getpid()}), encoding="utf-8")
+        assert status.current_status(store)["state"] == "hung"
+    with StoreLock(store, started_at=time.time() - 3600):  # it has written none since
+        assert status.current_status(store)["state"] == "hung"
+
+
 def test_what_was_learned_about_the_server_is_shown() -> None:
     heartbeat = {"run_id": "r", "state": "complete", "learned": ["the server works on 8 at once"]}
     assert "learned   the server works on 8 at once" in status.status_lines(heartbeat)
