@@ -153,6 +153,9 @@ class _ProgressLines:
     """Progress as plain lines or JSON records."""
 
     def __init__(self, total: int, title: str, *, at_once: bool = False) -> None:
+        from harvester.observe.status_line import status_line  # later, files may be short
+
+        self._text_of = status_line
         self._total = total
         self._title = title
         self._status: Status = {}
@@ -176,12 +179,10 @@ class _ProgressLines:
             self._print()
 
     def _print(self) -> None:
-        from harvester.observe.status_line import status_line
-
         status = self._status
         self._printed_at, self._printed_state = time.monotonic(), str(status.get("state", ""))
         if _logging:
             fields = {name: status.get(name) for name in PROGRESS_FIELDS}
             _write(json.dumps({"at": _now(), "event": "progress", **fields}))
         else:
-            _write(one_line(f"{self._title}: {status_line(status, self._total)}"))
+            _write(one_line(f"{self._title}: {self._text_of(status, self._total)}"))
