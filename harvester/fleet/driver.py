@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import socket
 import time
@@ -15,7 +16,7 @@ from typing import Any
 
 from harvester.config.config import HarvestConfig
 from harvester.config.overrides import Overrides
-from harvester.errors import ConfigError, HarvesterError, RunState, StoreError
+from harvester.errors import ConfigError, Ending, HarvesterError, RunState, StoreError
 from harvester.fleet import cluster as processes
 from harvester.fleet.checks import FleetOptions, find_stores, require_divisible, require_possible
 from harvester.fleet.cluster import Actor, Cluster, Node, RankLost, connected, is_ready, result
@@ -413,13 +414,18 @@ class _Fleet:
     def _finish(self, requests: Requests, watch: Watch) -> FleetSummary:
         """Wait for ranks that still drain without a coordinator, and write the last status."""
         until = time.monotonic() + self._loaded.run.grace_s + processes.CALL_S
+        written_at = -math.inf
         while any(member.phase == "running" for member in self._members) and time.monotonic() < until:
             for member in self._members:
                 if member.phase == "running" and member.actor is not None:
                     _poll_to_end(member)
+            if time.monotonic() - written_at >= SAVE_S:
+                watch(self._write_status())
+                written_at = time.monotonic()
             requests.wait(LOOK_S)
         if self._fault is not None:
             self._keep_run_ids()
+            watch(self._write_status(Ending.of(self._fault), exit_code=self._fault.exit_code))
             raise self._fault
         outcomes = {n: member.outcome or {} for n, member in enumerate(self._members)}
         signal_number = requests.number if requests.count else 0
@@ -480,13 +486,16 @@ class _Fleet:
 
 
 def _poll_to_end(member: _Member) -> None:
+    """Ask a rank how far it is; one that is lost is over, as the next fleet goes on for it."""
     assert member.actor is not None
+    view = member.view
     try:
         reply = json.loads(member.actor.get("call", "poll"))
     except (RankLost, HarvesterError):
-        member.phase = "over"
+        member.phase, view.state = "over", "lost"
         return
-    member.view.status = reply["status"] or member.view.status
+    if reply["status"]:
+        view.status, view.state = reply["status"], reply["status"].get("state", view.state)
     if reply["is_over"]:
         member.phase = "over"
 

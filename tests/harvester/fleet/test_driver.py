@@ -25,10 +25,11 @@ Mock = Callable[..., RunningMock]
 
 @dataclass
 class Played:
-    """A rank: what it answers to `prepare`, and whether it heeds a stop."""
+    """A rank: what it answers to `prepare`, whether it heeds a stop, and how long it drains."""
 
     prepared: Mapping[str, Any]
     is_frozen: bool = False
+    polls_to_drain: int = 0
     calls: list[str] = field(default_factory=list)
     is_killed: bool = False
 
@@ -41,7 +42,9 @@ class Played:
         return None
 
     def poll(self) -> str:
-        is_over = "stop" in self.calls
+        is_stopping = "stop" in self.calls
+        self.polls_to_drain -= is_stopping
+        is_over = is_stopping and self.polls_to_drain < 0
         summary = {"exit_code": 0, "ending": "interrupted"}
         return json.dumps({"status": {}, "is_over": is_over, "summary": summary if is_over else None})
 
@@ -117,10 +120,15 @@ def test_a_full_disk_of_the_driver_drains_all_ranks(
             raise StoreFull("no space is left", place="fleet.json")
 
     monkeypatch.setattr(driver, "write_state", full)
-    ranks = [Played(good(0)), Played(good(1))]
+    written: list[Mapping[str, Any]] = []
+    monkeypatch.setattr(driver, "write_status", lambda _, status: written.append(status))
+    ranks = [Played(good(0), polls_to_drain=10), Played(good(1))]
     with pytest.raises(StoreFull):
         run(ranks, tmp_path, mock_teacher(), Requests())
     assert all(rank.calls.count("stop") == 1 for rank in ranks)
+    assert "draining" in [status["state"] for status in written]
+    assert (written[-1]["state"], written[-1]["exit_code"]) == ("store_full", 5)
+    assert all("exit_code" not in status for status in written[:-1])
 
 
 def test_a_status_that_can_not_be_written_ends_nothing(
