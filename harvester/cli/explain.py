@@ -21,8 +21,7 @@ class Explanation:
         done: what the program does about it.
         remedy: what the user can do.
         exit_code: exit code of a run that ends with this error, None if a run continues after it, or ends
-        with
-            that of another command that failed.
+            with that of another command that failed.
         is_permanent: for errors of the teacher: True if a further attempt is useless. None for others.
     """
 

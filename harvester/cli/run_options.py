@@ -10,8 +10,7 @@ CONFIG = typer.Argument(..., metavar="CONFIG", help="Path of a harvest.toml.", s
 BUDGET_PER = typer.Option(
     BudgetSpan.RUN,
     help="Scope of --max-usd, --max-tokens and [budget] usd/tokens: this run (default), all runs of the "
-    "store, "
-    "a UTC day or month.",
+    "store, a UTC day or month.",
 )
 MAX_RUNTIME = typer.Option(None, help="Stop after this time: 90s, 30m, 2h.")
 GRACE = typer.Option(

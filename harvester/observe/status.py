@@ -250,8 +250,7 @@ def _headline(status: Mapping[str, Any]) -> str:
     return (
         f"{status.get('state', '?')}: {done:,} of {counted(total, 'row')}{share}; "
         f"{counted(status.get('answers_stored', 0), 'answer')}, {status.get('from_cache', 0):,} already "
-        f"stored, "
-        f"{status.get('dead', 0):,} failed"
+        f"stored, {status.get('dead', 0):,} failed"
     )
 
 

@@ -72,15 +72,15 @@ class PassSetup:
 
     `key` is the teacher's credential, None for none. `writer` is the store's only writer during the pass,
     which doesn't close it. `run_id` names a run that the journal has begun. `limits` are ceilings in
-    addition to those of `config`. Setting `stop` drains the pass: requests in flight get `limits.grace_s`.
-    `sent` is set when the first request is sent.
-    `accept` is None without `[accept]`. `finish_by` is the deadline in Unix seconds, None for none.
-    `complain` notes an error that does not end the pass. `batch_clock` governs polls and the age of
-    batches; None is `clock`. `config_path` is the path of harvest.toml, which other harvests show. `hold`
-    is what the sealing beside the pass respects. `canaries` keeps what checks of several addresses are
-    answered; None for no such checks. `root` is the folder of harvest.toml. `coordination` is how limits and
-    budget are asked of a coordinator; None where they are the pass's own. `idle_since` is since when nothing
-    was sent, in seconds of `clock`; None: since now.
+    addition to those of `config`. Setting `stop` drains the pass: requests in flight get
+    `limits.grace_s`. `sent` is set when the first request is sent. `accept` is None without `[accept]`.
+    `finish_by` is the deadline in Unix seconds, None for none. `complain` notes an error that does not
+    end the pass. `batch_clock` governs polls and the age of batches; None is `clock`. `config_path` is
+    the path of harvest.toml, which other harvests show. `hold` is what the sealing beside the pass
+    respects. `canaries` keeps what checks of several addresses are answered; None for no such checks.
+    `root` is the folder of harvest.toml. `coordination` is how limits and budget are asked of a
+    coordinator; None where they are the pass's own. `idle_since` is since when nothing was sent, in
+    seconds of `clock`; None: since now.
     """
 
     config: HarvestConfig

@@ -346,8 +346,7 @@ def _with_transport(config: HarvestConfig, flags: Overrides) -> HarvestConfig:
             f"{provider} has no Batch API that is supported",
             place=place,
             remedy=f'set [run] transport = "online"; batches are supported with {with_batches}, and with '
-            f"any address "
-            "that speaks OpenAI's: [teacher.batch] says so",
+            "any address that speaks OpenAI's: [teacher.batch] says so",
         )
     bounds = BatchApiSection()
     return config.model_copy(update={"teacher": teacher.model_copy(update={"batch": bounds})})

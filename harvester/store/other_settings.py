@@ -56,8 +56,7 @@ def notes(store: Path, config: HarvestConfig) -> tuple[str, ...]:
     return tuple(
         f"the store also holds answers of {len(run_ids):,} runs with other settings ({changes}): exports and "
         "trainings take them too; `where` in curate.toml, train.toml and `harvester export` chooses. These "
-        "runs are "
-        f"{', '.join(run_ids[:_SHOWN_RUNS])}{' ...' if len(run_ids) > _SHOWN_RUNS else ''}"
+        f"runs are {', '.join(run_ids[:_SHOWN_RUNS])}{' ...' if len(run_ids) > _SHOWN_RUNS else ''}"
         for changes, run_ids in by_difference.items()
     )
 

@@ -3,8 +3,7 @@
 The breaker opens after five failures in a row that belong to different requests, or that never reached the
 teacher; the same request failing again and again opens nothing, for the request itself may be the cause.
 While open, nothing is sent for a second, then one probe goes out; each failed probe doubles the pause, up to
-a minute. Any answer closes the breaker.
-(The pattern: M. Nygard, "Release It!", 2nd edition, section 5.2.)
+a minute. Any answer closes the breaker. (The pattern: M. Nygard, "Release It!", 2nd edition, section 5.2.)
 """
 
 from __future__ import annotations

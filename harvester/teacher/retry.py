@@ -1,9 +1,8 @@
 """Decide which errors are retried and how long to wait: tenacity's retry, stop and wait values.
 
 Waiting for a rate limit is the limiter's job and uses up no attempt. `RateLimited` comes here only when the
-limiter found that the row alone is refused: then it is not tried again.
-Failures before anything was sent (no connection) use up no attempt either: only the time out of reach ends
-them, in the circuit breaker.
+limiter found that the row alone is refused: then it is not tried again. Failures before anything was sent (no
+connection) use up no attempt either: only the time out of reach ends them, in the circuit breaker.
 """
 
 from __future__ import annotations

@@ -150,8 +150,7 @@ def _score(
                 f"the harness failed: {type(error).__name__}: {error}",
                 place=", ".join(choice.tasks),
                 remedy="check the names of the tasks, and that their data sets are on this machine; leave "
-                "out a task "
-                "that fails",
+                "out a task that fails",
             ) from error
     counts = {task: each["effective"] for task, each in output["n-samples"].items()}
     found = {task: metrics(values, counts.get(task)) for task, values in output["results"].items()}

@@ -22,8 +22,7 @@ from trainer.model.weights import check_base, tensor_shapes
 # Remedy where transformers can't make a model of a base's files.
 ONE_DOWNLOAD = (
     "check that config.json, tokenizer and *.safetensors are of one download and that this transformers "
-    "supports "
-    "the architecture"
+    "supports the architecture"
 )
 
 # Buffers that older versions of transformers saved and newer ones compute.

@@ -2,12 +2,11 @@
 
 Per token and LoRA layer of shape (out, in) and rank r: 2 in out forward and the same for the gradient of the
 input; a frozen weight gets no gradient, a trained one takes as much again. The adapter takes 2 r (in + out)
-forward and twice that backward.
-Query, key and value of the first layer have no input gradient, because the embedding is frozen. Attention
-over a document of S tokens has two products, S x S x query size and S x S x value size, forward once and
-backward twice: 6 S^2 per channel of each, half of that when causal. A frozen expert of a mixture is used by
-top-k of E tokens. The output layer runs on supervised rows only: 4 V H a row. The counts agree with
-`torch.utils.flop_counter` (a test compares them).
+forward and twice that backward. Query, key and value of the first layer have no input gradient, because the
+embedding is frozen. Attention over a document of S tokens has two products, S x S x query size and S x S x
+value size, forward once and backward twice: 6 S^2 per channel of each, half of that when causal. A frozen
+expert of a mixture is used by top-k of E tokens. The output layer runs on supervised rows only: 4 V H a row.
+The counts agree with `torch.utils.flop_counter` (a test compares them).
 """
 
 from __future__ import annotations

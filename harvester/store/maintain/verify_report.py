@@ -54,8 +54,7 @@ class VerifyReport:
         if self.has_journal:
             return (
                 "--repair can't fix the remaining findings: restore journal.db from a backup, or go on "
-                "without what "
-                "they name"
+                "without what they name"
             )
         if self.findings and self.findings[-1].kind is FindingKind.MISSING:
             return (

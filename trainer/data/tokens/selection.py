@@ -1,8 +1,8 @@
 """Choose the rows of the token store that are learned, and the held-out prompts. Loads no torch.
 
 The rules are those of `dataset.read` and `dataset.select`, on arrays: which split, which prompt was held out
-under another id, which answer is shared, which answers of a prompt count. Some tens of bytes
-of each row are held.
+under another id, which answer is shared, which answers of a prompt count. Some tens of bytes of each
+row are held.
 """
 
 from __future__ import annotations

@@ -93,8 +93,8 @@ def soft_losses_and_gradient(
     """Compute the mixed loss of a block of logits, together with its gradient.
 
     For an event e, T^2 KL has the gradient T (q_e - p_e) for log q_e, p and q at temperature T; that of the
-    reverse direction is T q_e (log q_e - log p_e - KL). A listed
-    token is an event of its own; an unlisted token j of probability s_j takes s_j / s_tail of the tail's.
+    reverse direction is T q_e (log q_e - log p_e - KL). A listed token is an event of its own; an unlisted
+    token j of probability s_j takes s_j / s_tail of the tail's.
 
     Args:
         logits: [rows, vocabulary]; overwritten by the gradient.
