@@ -117,9 +117,7 @@ def _standard_streams() -> None:
 
 
 def _print_error(error: HarvesterError) -> None:
-    from harvester.system.command_line.remedies import remedy_of
+    from harvester.system.command_line.remedies import error_lines
 
-    message(f"error[{error.code}]: {error.message}")
-    if error.place:
-        message(f"  where   {error.place}")
-    message(f"  remedy  {error.remedy or remedy_of(error.code)}")
+    for line in error_lines(error):
+        message(line)

@@ -10,7 +10,7 @@ from typing import NoReturn
 import typer
 
 from harvester.system.command_line.extras import PACKAGES, missing_package
-from harvester.system.command_line.remedies import remedy_of
+from harvester.system.command_line.remedies import error_lines
 from harvester.system.command_line.unused_imports import skip_unused_imports
 from harvester.system.command_line.verb_command import VerbApp
 from harvester.system.command_line.version import version_option
@@ -74,8 +74,6 @@ def main() -> None:
 def _end_with(error: HarvesterError) -> NoReturn:
     """Print an error and end with its exit code."""
     ignore_sigterm()
-    print_message(f"error[{error.code}]: {error.message}")
-    if error.place:
-        print_message(f"  where   {error.place}")
-    print_message(f"  remedy  {error.remedy or remedy_of(error.code)}")
+    for line in error_lines(error):
+        print_message(line)
     sys.exit(error.exit_code)

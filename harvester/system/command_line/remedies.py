@@ -1,12 +1,13 @@
 """Say for each error code of both programs what the program does about it and what the user can do.
 
 Both command lines print these remedies under errors that have none of their own; `harvester explain` shows
-all of it.
-`harvester` never imports `trainer`, so the facts of the trainer's error classes are repeated here;
+all of it. `harvester` never imports `trainer`, so the facts of the trainer's error classes are repeated here;
 tests/test_remedies.py compares them with the classes.
 """
 
 from __future__ import annotations
+
+from harvester.errors import HarvesterError
 
 _BEFORE = "Nothing was sent and nothing was written."
 _KEPT = "All answers received before are stored; the same command resumes."
@@ -23,9 +24,8 @@ TEXTS: dict[str, tuple[str, str]] = {
     ),
     "config": (
         f"{_BEFORE} For an unknown key the message suggests the nearest known one.",
-        "Change the key in the message; `harvester config schema` lists the keys of harvest.toml, `trainer "
-        "config "
-        "schema` those of train.toml, also for an editor.",
+        "Change the key in the message; `harvester config schema` lists the keys of harvest.toml, "
+        "`trainer config schema` those of train.toml, also for an editor.",
     ),
     "missing_package": (_BEFORE, "Run the `pip install` command that the message shows."),
     "prompt_file": (
@@ -69,8 +69,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "locked": (
         "Nothing was sent. The lock is released when the process that holds it ends, even if it is killed.",
         "Wait for that process or end it: `harvester status STORE` shows the process of a harvest, "
-        "`harvester stop "
-        "STORE` ends it; a training ends with Ctrl-C or SIGTERM.",
+        "`harvester stop STORE` ends it; a training ends with Ctrl-C or SIGTERM.",
     ),
     "limit": (_KEPT, "Raise the limit in the message, or continue another day."),
     "interrupted": (
@@ -81,8 +80,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "findings": (
         "Each problem is printed; the exit code is for scripts and health checks.",
         "`harvester verify STORE --repair` repairs a store; `harvester run` resumes a run; rows that "
-        "`trainer doctor` "
-        "names are corrected or filtered out.",
+        "`trainer doctor` names are corrected or filtered out.",
     ),
     "too_many_failures": (
         "All rows are done, but more of them failed than [run] max_failed allows, or a larger share of the "
@@ -212,6 +210,13 @@ EXIT_CODES: dict[int, str] = {
     130: "interrupted by SIGINT; the same command resumes",
     143: "interrupted by SIGTERM; the same command resumes",
 }
+
+
+def error_lines(error: HarvesterError) -> list[str]:
+    """Return the lines that a command prints about the error with which it ends."""
+    where = [f"  where   {error.place}"] if error.place else []
+    remedy = error.remedy or remedy_of(error.code)
+    return [f"error[{error.code}]: {error.message}", *where, f"  remedy  {remedy}"]
 
 
 def remedy_of(code: str) -> str:
