@@ -29,6 +29,8 @@ from trainer.config import OutSection, TrainConfig
 from trainer.data import dataset
 from trainer.data.chat_template import Example, Renderer
 from trainer.data.conversation import conversation_of
+from trainer.data.spread import spread
+from trainer.data.ties import places_of_ties
 from trainer.data.tokens.builder import Progress, no_progress
 from trainer.data.tokens.row_texts import RowTexts
 from trainer.data.tokens.selection import places_by_prompt
@@ -111,7 +113,7 @@ def _audit(config: TrainConfig, folds: int, on_note: Note, on_progress: Progress
     before, after = _losses_of_student(config, renderer, rows.examples, on_note)
     unseen = _unseen_losses(config, rows, folds, on_note) if folds else None
     folder = config.out_path / FOLDER
-    audited = _AuditedRows(rows, before, after, unseen, _tasks_and_disagreements(rows, folder))
+    audited = _Measures(rows, before, after, unseen, _tasks_and_disagreements(rows, folder))
     order = audited.order()
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "audit.jsonl"
@@ -154,7 +156,7 @@ class _Unseen:
 
 
 @dataclass(frozen=True, slots=True)
-class _AuditedRows:
+class _Measures:
     """What is known of all rows, in arrays by their place: some tens of bytes a row."""
 
     rows: AuditedRows
@@ -189,10 +191,7 @@ class _AuditedRows:
         order = np.argsort(-scores, kind="stable").astype(np.int32)
         is_tie = scores[order[1:]] == scores[order[:-1]]
         if is_tie.any():
-            tied = np.zeros(len(order), dtype=bool)
-            tied[:-1] |= is_tie
-            tied[1:] |= is_tie
-            at = np.flatnonzero(tied)
+            at = places_of_ties(is_tie)
             places = order[at]
             order[at] = places[np.lexsort((self.rows.keys(places), -scores[places]))]
         return order
@@ -303,16 +302,12 @@ def _tasks_and_disagreements(rows: AuditedRows, folder: Path) -> _Texts:
 def _places_of_several(prompts: Prompts) -> NDArray[np.int64]:
     """Return the places of the rows whose prompt has another one, rising."""
     order = np.argsort(prompts, kind="stable")
-    is_repeated = prompts[order[1:]] == prompts[order[:-1]]
-    has_others = np.zeros(len(prompts), dtype=bool)
-    has_others[order[1:][is_repeated]] = True
-    has_others[order[:-1][is_repeated]] = True
-    return np.flatnonzero(has_others)
+    return np.sort(order[places_of_ties(prompts[order[1:]] == prompts[order[:-1]])])
 
 
-def _page(audited: _AuditedRows, worst: Sequence[int], name: str) -> RowPage:
+def _page(audited: _Measures, worst: Sequence[int], name: str) -> RowPage:
     rows = audited.rows
-    numbers = neighbours.spread(len(rows))
+    numbers = spread(range(len(rows)), neighbours.MOST_ROWS)
     place_of = {number: place for place, number in enumerate(numbers)}
     compared = [neighbours.NOTHING] * len(numbers)
     for number, sample in rows.samples(numbers):
@@ -344,7 +339,7 @@ def _page(audited: _AuditedRows, worst: Sequence[int], name: str) -> RowPage:
     )
 
 
-def _judge(audited: _AuditedRows) -> str:
+def _judge(audited: _Measures) -> str:
     """Say whose loss orders the rows, and what that puts first."""
     if audited.unseen is not None and audited.unseen.is_known.any():
         return "a student that did not learn them, in nats a token: what contradicts the other rows"

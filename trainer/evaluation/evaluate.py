@@ -23,6 +23,7 @@ from trainer.config import TrainConfig
 from trainer.data import published_template
 from trainer.data.chat_template import Example, Renderer
 from trainer.data.dataset import INLINE_REASONING, HeldOut
+from trainer.data.spread import spread
 from trainer.data.tokens import builder
 from trainer.evaluation import (
     evaluated_rows,
@@ -30,7 +31,6 @@ from trainer.evaluation import (
     forgetting,
     intervals,
     likelihood,
-    neighbours,
     speed,
     text_metrics,
     text_scores,
@@ -166,7 +166,7 @@ def measure_speed(test: HeldOutTest, student: Any, answers: Answers, adapter: Pa
         student: the model whose answers are `answers`.
     """
     count = len(test.held_out)
-    numbers = neighbours.spread(count, test.config.evaluate.speed_prompts)
+    numbers = spread(range(count), test.config.evaluate.speed_prompts)
     prompts = test.prompts_of([test.held_out[n] for n in numbers])
     timings = speed.time_answers(student, prompts, test.limits)
     in_batches = speed.Timing(answers.seconds / count, answers.seconds, answers.tokens)

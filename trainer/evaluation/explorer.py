@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from trainer.data.dataset import HeldOut
+from trainer.data.spread import spread
 from trainer.evaluation import neighbours, text_metrics
 from trainer.evaluation.learned_texts import LearnedText, LearnedTexts, prompt_text
 from trainer.evaluation.row_page import RowCard, RowPage, Text
@@ -88,7 +89,7 @@ def _nearest(prompts: Sequence[str], learned: LearnedTexts) -> list[list[Text]]:
     """
     if not prompts:
         return []
-    numbers = neighbours.spread(len(learned))
+    numbers = spread(range(len(learned)), neighbours.MOST_ROWS)
     place_of = {number: place for place, number in enumerate(numbers)}
     compared = [neighbours.NOTHING] * len(numbers)
     for number, text in learned.read(numbers):

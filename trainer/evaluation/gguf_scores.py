@@ -16,8 +16,9 @@ from trainer.config import TrainConfig
 from trainer.data import published_template
 from trainer.data.chat_template import Renderer
 from trainer.data.dataset import HeldOut
+from trainer.data.spread import spread
 from trainer.errors import DataError, StudentError
-from trainer.evaluation import evaluated_rows, neighbours
+from trainer.evaluation import evaluated_rows
 from trainer.evaluation.evaluate import judged_text
 from trainer.evaluation.judging import judge_answers, verifiers_of
 from trainer.evaluation.llama_server import LlamaServer, ServedAnswer, require_server, serving
@@ -121,7 +122,7 @@ def _answered(config: TrainConfig, limit: int | None, renderer: Renderer) -> tup
             place=str(config.out_path / "answers.jsonl"),
             remedy="run `trainer evaluate` first",
         )
-    numbers = neighbours.spread(len(rows), limit or len(rows))
+    numbers = spread(range(len(rows)), limit or len(rows))
     prompts = [AnsweredPrompt(held_out[n], rows[n]["student"]) for n in numbers]
     return prompts, int(card["cut"]["max_new_tokens"])
 

@@ -92,8 +92,3 @@ class TextIndex:
             similarities[but] = -1
         order = np.argsort(-similarities, kind="stable")[:count]
         return [Neighbour(int(n), float(similarities[n])) for n in order if similarities[n] >= 0]
-
-
-def spread(count: int, most: int = MOST_ROWS) -> list[int]:
-    """Return at most `most` numbers below `count` at equal distances."""
-    return list(range(count)) if count <= most else [n * count // most for n in range(most)]

@@ -19,8 +19,9 @@ from harvester.quality.verifiers.wilson import wilson_limits
 from harvester.store.reader import Corpus
 from harvester.system.toml_file import read_toml
 from trainer.config import TrainConfig
+from trainer.data.spread import spread
 from trainer.errors import ConfigError, DataError, HarvestFailed
-from trainer.evaluation import intervals, neighbours, text_scores
+from trainer.evaluation import intervals, text_scores
 from trainer.files import read_json, write_json, write_text
 from trainer.harvester_process import DONE, ending_of, run_harvester, toml_text
 
@@ -176,7 +177,7 @@ def _chosen(rows: Sequence[Mapping[str, Any]], split: str, most: int) -> list[in
     """Return the numbers of the prompts to judge: those of the split that the teacher answered."""
     numbers = [n for n, row in enumerate(rows) if row["split"] == split] or list(range(len(rows)))
     answered = [n for n in numbers if (rows[n]["teacher"] or "").strip()]
-    return [answered[n] for n in neighbours.spread(len(answered), most or len(answered))]
+    return spread(answered, most or len(answered))
 
 
 def _pairs(rows: Sequence[Mapping[str, Any]], chosen: Sequence[int]) -> Iterator[JudgedPair]:

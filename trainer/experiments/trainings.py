@@ -23,6 +23,7 @@ from harvester.system import failpoints
 from trainer.config import OutSection, TrainConfig, TrainSection
 from trainer.data.chat_template import Renderer
 from trainer.data.dataset import HeldOut, Rows
+from trainer.data.tokens.builder import Progress, no_progress
 from trainer.data.tokens.token_store import TokenStore
 from trainer.errors import DataError
 from trainer.files import read_json, write_json
@@ -37,17 +38,11 @@ FORMAT = 1
 # Settings that change no weight.
 _FREE_SETTINGS = ("log_every", "log_every_s", "save_every", "trackers", "checkpointing", "shard")
 Note = Callable[[str], None]
-# Reports progress: units done, units in all, what is done.
-Progress = Callable[[int, int, str], None]
 # Shows a training, given its configuration and title, by the events that the function of the block gets.
 View = Callable[
     [TrainConfig, str],
     AbstractContextManager[Callable[[TrainingStarted | StepLog | Evaluation | Sampled], None]],
 ]
-
-
-def no_progress(_done: int, _total: int, _what: str) -> None:
-    """Report nothing."""
 
 
 @contextmanager

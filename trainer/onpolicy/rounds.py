@@ -28,11 +28,12 @@ from trainer.data.conversation import Conversation
 from trainer.data.dataset import COLUMNS, Rows
 from trainer.data.student_tokens import StudentTokens
 from trainer.data.teacher_tokens import TokenTable
+from trainer.data.tokens.builder import Progress, no_progress
 from trainer.errors import DataError
 from trainer.experiments.harvests import Harvests
 from trainer.experiments.pool import PoolPrompt
 from trainer.experiments.power_law import Floats, percentiles
-from trainer.experiments.trainings import Note, Progress, digest, no_progress
+from trainer.experiments.trainings import Note, digest
 from trainer.files import read_json, write_json, write_text
 from trainer.model import model, weights
 from trainer.model.generate import Answer

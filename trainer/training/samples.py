@@ -7,16 +7,17 @@ are touched: a training makes steps of the same bits with and without them.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from trainer.config import TrainConfig
 from trainer.data import published_template
 from trainer.data.dataset import HeldOut
+from trainer.data.spread import spread
 from trainer.errors import DataError, OutOfMemory, StudentError
 from trainer.model.forward import segment_attention, varlen_attention
 from trainer.model.generate import Limits, generate
@@ -25,8 +26,6 @@ from trainer.training.distributed import World
 from trainer.training.inputs import TrainingInputs
 from trainer.training.logbook import Sampled
 from trainer.training.student import TrainableStudent
-
-T = TypeVar("T")
 
 # Tokens after which a sampled answer is cut, when `[evaluate] max_new_tokens` is absent.
 MAX_NEW_TOKENS = 256
@@ -139,10 +138,3 @@ def attention_for_generation(model: Any) -> Iterator[None]:
         yield
     finally:
         base.set_attn_implementation(current)
-
-
-def spread(items: Sequence[T], count: int) -> list[T]:
-    """Return at most `count` items at equal distances, so that no part of the list is left out."""
-    if count >= len(items):
-        return list(items)
-    return [items[number * len(items) // count] for number in range(count)]

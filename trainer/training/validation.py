@@ -17,12 +17,13 @@ import torch
 from trainer.config import TrainConfig
 from trainer.data.chat_template import Example
 from trainer.data.packing import pack
+from trainer.data.spread import spread
 from trainer.errors import DataError
 from trainer.training.distributed import World
 from trainer.training.forward import pack_losses
 from trainer.training.inputs import TrainingInputs
 from trainer.training.logbook import Evaluation
-from trainer.training.samples import Sampler, spread
+from trainer.training.samples import Sampler
 from trainer.training.step import packs_of_rank
 from trainer.training.student import TrainableStudent
 

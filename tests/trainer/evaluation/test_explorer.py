@@ -33,7 +33,6 @@ def test_the_nearest_texts_are_found_in_any_script():
     same = index.nearest(texts[2].upper(), 1)[0]
     assert (same.place, same.similarity) == (2, pytest.approx(1.0, abs=1e-5))
     assert index.nearest(texts[2], 1, but=2)[0].place != 2
-    assert neighbours.spread(10, 3) == [0, 3, 6]
     assert len(neighbours.TextIndex.of(["", "x"]).nearest("", 2)) == 2
 
 

@@ -21,9 +21,9 @@ from trainer.data import dataset
 from trainer.data.chat_template import Renderer
 from trainer.data.tokens import part, soft_files, store_names, token_store, workers
 from trainer.data.tokens.disk_errors import disk_errors
+from trainer.data.tokens.part_reader import not_as_written
 from trainer.data.tokens.row_ranges import Unit, UnitRenderer, units_of
 from trainer.data.tokens.token_store import FACTS, PARTS, SELECTIONS, CorpusTerms, TokenStore
-from trainer.errors import StoreError
 from trainer.model import weights
 from trainer.provenance import terms_check
 
@@ -34,12 +34,12 @@ KEPT_STORES = KEPT_SELECTIONS = 4
 
 _LOCK, _IN_USE = "LOCK", "IN_USE"
 
-# Called with the rows that are rendered, all rows, and a text about what is done.
+# Reports progress: units done, units in all, what is done.
 Progress = Callable[[int, int, str], None]
 
 
-def no_progress(_done: int, _rows: int, _doing: str) -> None:
-    """Show nothing."""
+def no_progress(_done: int, _total: int, _what: str) -> None:
+    """Report nothing."""
 
 
 def prepare(
@@ -71,11 +71,7 @@ def prepare(
                     _remove_old(home)
                     store = _open_held(home, key)
     if store is None:
-        raise StoreError(
-            "the token store reads back other than it was written",
-            place=str(home),
-            remedy="check the disk, or set [data] cache to a folder on another one",
-        )
+        raise not_as_written(home)
     terms_check.require_permission(config, store.terms.lineages, store.terms.facts)
     notes = (*store.rows.mixed, *dataset.unknown_split(config))
     return replace(store, rows=replace(store.rows, mixed=notes))

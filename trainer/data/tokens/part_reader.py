@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -43,7 +43,7 @@ class PartReader:
         np.cumsum([part.rows for part in facts], out=self.first[1:])
         self._open: OrderedDict[int, dict[str, int]] = OrderedDict()
         self._kept: list[int] = []
-        weakref.finalize(self, _close_all, self._open, self._kept)
+        weakref.finalize(self, _close_parts, self._open, self._kept)
 
     @classmethod
     def of_part(cls, folder: Path) -> PartReader:
@@ -155,13 +155,13 @@ class PartReader:
             self._open.move_to_end(part)
             return self._open[part]
         if len(self._open) >= _OPEN_PARTS:
-            _close(self._open.popitem(last=False)[1])
+            close_all(self._open.popitem(last=False)[1])
         handles: dict[str, int] = {}
         try:
             for name in FILES:
                 handles[name] = os.open(self._folders[part] / name, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
-            _close(handles)
+            close_all(handles)
             raise
         self._open[part] = handles
         return handles
@@ -217,16 +217,26 @@ class StoredExamples(Sequence[Example]):
         return example if soft_targets is None else replace(example, soft=soft_targets)
 
 
-def _close(handles: dict[str, int]) -> None:
+def close_all(handles: Mapping[Any, int]) -> None:
+    """Close open files, by whatever names they are kept."""
     for handle in handles.values():
         os.close(handle)
 
 
-def _close_all(parts: dict[int, dict[str, int]], kept: list[int]) -> None:
+def _close_parts(parts: dict[int, dict[str, int]], kept: list[int]) -> None:
     for handles in parts.values():
-        _close(handles)
+        close_all(handles)
     for handle in kept:
         os.close(handle)
+
+
+def not_as_written(folder: Path) -> StoreError:
+    """Return the error for what was just written and does not read back."""
+    return StoreError(
+        "the token store reads back other than it was written",
+        place=str(folder),
+        remedy="check the disk, or set [data] cache to a folder on another one",
+    )
 
 
 def unreadable(path: Path, reason: str) -> StoreError:

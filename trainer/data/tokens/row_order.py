@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from trainer.data.ties import places_of_ties
 from trainer.data.tokens.part_reader import PartReader, RowNumbers
 from trainer.data.tokens.row_record import Records, first_64_bits
 
@@ -100,10 +101,7 @@ def _sort_ties(reader: PartReader, order: RowNumbers, is_tie: npt.NDArray[np.boo
     Args:
         is_tie: [rows - 1] whether a row has both in common with the next one.
     """
-    tied = np.zeros(len(order), dtype=bool)
-    tied[:-1] |= is_tie
-    tied[1:] |= is_tie
-    places = np.flatnonzero(tied)
+    places = places_of_ties(is_tie)
     # Consecutive ties are one group; a place that has nothing in common with the one before begins the next.
     begins = np.ones(len(places), dtype=bool)
     begins[1:] = ~is_tie[places[1:] - 1]

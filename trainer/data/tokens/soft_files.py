@@ -33,7 +33,7 @@ from trainer.data.teacher_tokens import NOTHING, TokenTable
 from trainer.data.token_alignment import REASONS
 from trainer.data.token_mapping import TokenMapping
 from trainer.data.tokens import workers
-from trainer.data.tokens.part_reader import PartReader, RowNumbers, unreadable
+from trainer.data.tokens.part_reader import PartReader, RowNumbers, close_all, unreadable
 from trainer.data.tokens.part_signal import PartSignal
 from trainer.data.tokens.row_record import RowFlag
 from trainer.model import model
@@ -74,7 +74,7 @@ class SoftTargetFiles:
         self._index = index
         self._places = places
         self._handles: dict[Path, int] = {}
-        weakref.finalize(self, _close, self._handles)
+        weakref.finalize(self, close_all, self._handles)
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -407,8 +407,3 @@ class _Mapper:
             np.array(widths, dtype=np.int32),
             _Sums(self._mapping.mapped, self._mapping.listed, Counter(self._counts)),
         )
-
-
-def _close(handles: Mapping[Path, int]) -> None:
-    for handle in handles.values():
-        os.close(handle)

@@ -29,12 +29,12 @@ from trainer.data.data_checks import Check, RowFaults, RowKinds
 from trainer.data.dataset import Dataset
 from trainer.data.soft_targets import SoftReport
 from trainer.data.tokens import part, soft_files
-from trainer.data.tokens.part_reader import PartReader, RowNumbers, StoredExamples, unreadable
+from trainer.data.tokens.part_reader import PartReader, RowNumbers, StoredExamples, not_as_written, unreadable
 from trainer.data.tokens.row_record import RowFlag
 from trainer.data.tokens.selection import Selection, select
 from trainer.data.tokens.soft_files import ChosenRows, SoftTargetFiles
 from trainer.data.tokens.stored_rows import StoredRendered, StoredRows
-from trainer.errors import DataError, StoreError, StudentError
+from trainer.errors import DataError, StudentError
 
 PARTS, SELECTIONS, FACTS = "parts", "selections", "selection.json"
 # Threads that compare the files of parts with their hashes; hashing gives other threads time to run.
@@ -274,11 +274,7 @@ def _soft_of(folder: Path, files: Mapping[str, str]) -> SoftTargetFiles:
     """Return the soft targets that were just written."""
     soft = soft_files.read(folder, files, check=False)
     if soft is None:
-        raise StoreError(
-            "the token store reads back other than it was written",
-            place=str(folder),
-            remedy="check the disk, or set [data] cache to a folder on another one",
-        )
+        raise not_as_written(folder)
     return soft
 
 
