@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 
 import orjson
@@ -106,29 +106,32 @@ def runs_to_continue(connection: sqlite3.Connection, teacher_id: str) -> list[st
 
     A run that is active, or was killed and is not yet known to be, has no ending and is one of them.
     """
-    query = "SELECT run_id, ending, lineage_json FROM runs ORDER BY run DESC"
+    return _last_killed(_runs_backwards(connection), teacher_id)
+
+
+def runs_up_to(connection: sqlite3.Connection, run_id: str) -> list[str]:
+    """Return a run, however it ended, and those of its teacher directly before it that were killed."""
+    runs = _runs_backwards(connection)
+    for each, _, lineage in runs:
+        if each == run_id:
+            return [run_id, *_last_killed(runs, _teacher(lineage))]
+    return []
+
+
+def _runs_backwards(connection: sqlite3.Connection) -> Iterator[tuple[str, str, str]]:
+    """Yield id, ending and lineage of each run, the last one first."""
+    yield from connection.execute("SELECT run_id, ending, lineage_json FROM runs ORDER BY run DESC")
+
+
+def _last_killed(runs: Iterable[tuple[str, str, str]], teacher_id: str) -> list[str]:
+    """Return the first of these runs with this teacher, as long as they were killed."""
     run_ids = []
-    for run_id, ending, lineage in connection.execute(query):
+    for run_id, ending, lineage in runs:
         if _teacher(lineage) != teacher_id or ending == COPIED_ENDING:
             continue
         if ending not in {"", KILLED}:
             break
         run_ids.append(run_id)
-    return run_ids
-
-
-def runs_up_to(connection: sqlite3.Connection, run_id: str) -> list[str]:
-    """Return a run, however it ended, and those of its teacher directly before it that were killed."""
-    query = "SELECT run_id, ending, lineage_json FROM runs ORDER BY run DESC"
-    run_ids: list[str] = []
-    teacher_id = ""
-    for each, ending, lineage in connection.execute(query):
-        if each == run_id:
-            run_ids, teacher_id = [each], _teacher(lineage)
-        elif run_ids and _teacher(lineage) == teacher_id and ending != COPIED_ENDING:
-            if ending not in {"", KILLED}:
-                break
-            run_ids.append(each)
     return run_ids
 
 
