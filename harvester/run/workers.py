@@ -249,11 +249,11 @@ class WorkerPool:
         places: int,
         wanted: Callable[[], int],
         serve: Callable[[Request], Awaitable[None]],
-        all_taken: asyncio.Event | None = None,
+        all_taken: asyncio.Event,
     ) -> None:
         self._wanted = wanted
         self._serve = serve
-        self._all_taken = asyncio.Event() if all_taken is None else all_taken
+        self._all_taken = all_taken
         self._queue: asyncio.Queue[Request | None] = asyncio.Queue(maxsize=places)
         # Requests that are served before those of the queue.
         self._first: deque[Request] = deque()

@@ -85,7 +85,7 @@ class Pass:
         weighed = dict(zip(self.servers, weights or [1.0] * len(servers), strict=True))
         policies = Policies(limiters, Budget(), RetryPolicy(), self.clock, weights=weighed)
         self.endpoints = Endpoints(cast(Any, None), policies)
-        self.pool = WorkerPool(64, lambda: self.endpoints.workers, self._serve)
+        self.pool = WorkerPool(64, lambda: self.endpoints.workers, self._serve, asyncio.Event())
         self.endpoints.on_room = self.pool.adjust
         self.most_workers_over = 0
 
