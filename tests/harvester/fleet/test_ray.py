@@ -35,6 +35,16 @@ SECRET = "sk-fleet-1234567890-not-to-be-seen"
 NODES = 4
 DONE_S = 120.0
 
+# A budget that less than half of 1,500 rows fit.
+NINE_THOUSAND_TOKENS = """
+[teacher.limits]
+max_concurrency = 40
+[sampling]
+max_tokens = 64
+[budget]
+tokens = 9000
+"""
+
 
 @contextlib.contextmanager
 def _cluster(nodes: int) -> Iterator[Any]:
@@ -286,10 +296,7 @@ def test_the_budget_is_spent_once_also_after_the_driver_was_killed(
     cluster: Any, teacher: Callable[..., RunningMock], tmp_path: Path
 ) -> None:
     mock = teacher("--latency", "0.2")
-    config = write(
-        tmp_path, mock, 1500, "[teacher.limits]\nmax_concurrency = 40\n[sampling]\nmax_tokens = 64\n"
-        "[budget]\ntokens = 9000\n"
-    )  # fmt: skip
+    config = write(tmp_path, mock, 1500, NINE_THOUSAND_TOKENS)
     running = Fleet(config, "--address", cluster.address)
     running.wait_for(lambda s: s.get("answers_stored", 0) > 150)
     running.process.kill()
@@ -312,10 +319,7 @@ def test_a_lost_coordinator_drains_all_ranks_and_the_same_command_resumes(
 ) -> None:
     """Ranks that hear nothing send nothing; what was in flight is stored, and the budget holds over both."""
     mock = teacher("--latency", "0.2")
-    config = write(
-        tmp_path, mock, 1500, "[teacher.limits]\nmax_concurrency = 40\n[sampling]\nmax_tokens = 64\n"
-        "[budget]\ntokens = 9000\n"
-    )  # fmt: skip
+    config = write(tmp_path, mock, 1500, NINE_THOUSAND_TOKENS)
     before = set(pids_named("ray::Coordinator"))
     running = Fleet(config, "--address", cluster.address)
     running.wait_for(lambda s: s.get("answers_stored", 0) > 150)
