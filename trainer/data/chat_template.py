@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -45,10 +45,11 @@ RANDOM_CALLS = re.compile(r"\|\s*random\b|\blipsum\s*\(")
 # One of these is put before a text when the tokenizer would add a space at the start of an isolated text; its
 # ids are then cut off. The first one that does not merge with the text is used.
 ANCHORS = ("\n", "0", ".", "]")
-# An added token that has meaning to a template, such as <think>. Others, such as "\n\n", are plain text.
-MARKUP_TOKEN = re.compile(r"<\S+>|\[\S+\]")
-# Stands for a special token inside a message, by its number, while the template renders the message.
+# Stands for a special token inside a message, by its number, while the template renders the message. The
+# first character itself, which a message may have from an icon font, gets the number after the last token.
 _SPECIAL = "\ue0f2{}\ue0f3"
+_SPECIAL_BEGIN = _SPECIAL[0]
+_SPECIALS_IN_TEXT = re.compile(_SPECIAL.format("([0-9]+)"))
 # Stands for a text of a conversation, by its number, to find out whether the template renders it.
 _MARK = "\ue0f0text{}\ue0f1"
 
@@ -132,7 +133,7 @@ class Renderer:
         special = {token.content for token in added if token.special} | set(tokenizer.all_special_tokens)
         self._specials = sorted(special, key=len, reverse=True)
         # "<think>" is often an added token that is not special; in an answer it has to stay text as well.
-        markup = {token.content for token in added if MARKUP_TOKEN.fullmatch(token.content)} - special
+        markup = {t.content for t in added if template_probe.MARKUP_TOKEN.fullmatch(t.content)} - special
         marks = sorted((mark for mark in markup if mark in tokenizer.chat_template), key=len, reverse=True)
         self._marks = re.compile(f"({'|'.join(map(re.escape, marks))})") if marks else None
         anchor, anchored, alone = self._split([ANCHORS[0], ANCHORS[0] + "x", "x"])
@@ -246,8 +247,8 @@ class Renderer:
 
     def has_special_text(self, prompt: Conversation) -> bool:
         """Whether a text of a prompt contains a special token, which is encoded as text here."""
-        parts = [*prompt.messages, *prompt.tools]
-        return bool(self._hidden(parts) != parts)
+        texts = list(_strings([*prompt.messages, *prompt.tools]))
+        return any(special in text for special in self._specials for text in texts)
 
     def template(
         self, messages: Sequence[Message], generation: bool, tools: Sequence[Mapping[str, Any]] = ()
@@ -360,6 +361,7 @@ class Renderer:
             return [self._hidden(item) for item in value]
         if not isinstance(value, str):
             return value
+        value = value.replace(_SPECIAL_BEGIN, _SPECIAL.format(len(self._specials)))
         for number, special in enumerate(self._specials):
             if special in value:
                 value = value.replace(special, _SPECIAL.format(number))
@@ -367,34 +369,38 @@ class Renderer:
 
     def _shown(self, text: str) -> str:
         """A rendered prompt with its special tokens in place of the placeholders."""
-        if "\ue0f2" in text:
-            for number, special in enumerate(self._specials):
-                text = text.replace(_SPECIAL.format(number), special)
-        return text
+        if _SPECIAL_BEGIN not in text:
+            return text
+        shown = {str(number): special for number, special in enumerate([*self._specials, _SPECIAL_BEGIN])}
+        return _SPECIALS_IN_TEXT.sub(lambda match: shown.get(match[1], match[0]), text)
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         if not texts:
             return []
-        if not any("\ue0f2" in text for text in texts):
+        if not any(_SPECIAL_BEGIN in text for text in texts):
             ids: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
             return ids
         return [self._encode_pieces(text) for text in texts]
 
     def _encode_pieces(self, text: str) -> list[int]:
+        """Encode a rendered prompt; special tokens of its messages become the ids of their characters."""
         ids: list[int] = []
-        for piece in text.split("\ue0f2"):
-            number, mark, rest = piece.partition("\ue0f3")
-            if mark and number.isdigit() and int(number) < len(self._specials):
-                ids += self._plain([self._specials[int(number)]])[0]
-                piece = rest
-            if piece:
-                is_first = not ids
-                ids += (
-                    self.tokenizer.encode(piece, add_special_tokens=False)
-                    if is_first
-                    else self._encode_in_place(piece)
-                )
-        return ids
+        begin = 0
+        for match in _SPECIALS_IN_TEXT.finditer(text):
+            if int(match[1]) < len(self._specials):
+                ids += self._encode_between(text[begin : match.start()], is_first=not ids)
+                ids += self._plain([self._specials[int(match[1])]])[0]
+                begin = match.end()
+        return ids + self._encode_between(text[begin:], is_first=not ids)
+
+    def _encode_between(self, piece: str, *, is_first: bool) -> list[int]:
+        """Encode what stands between two special tokens of a message."""
+        if not piece:
+            return []
+        shown = self._shown(piece)
+        if is_first:
+            return list(self.tokenizer.encode(shown, add_special_tokens=False))
+        return self._encode_in_place(shown)
 
 
 def _with_marks(conversation: Conversation) -> tuple[Conversation, dict[str, str]]:
@@ -428,6 +434,15 @@ def _with_marks(conversation: Conversation) -> tuple[Conversation, dict[str, str
         for tool in conversation.tools
     ]
     return Conversation(tuple(messages), tuple(tools)), texts
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Yield the texts in messages or tools."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _strings(item)
 
 
 def _contains(rendered: str, text: str) -> bool:

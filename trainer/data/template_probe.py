@@ -6,6 +6,7 @@ prompt and with an answer; the text between the two and after the answer comes f
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,8 @@ from trainer.errors import StudentError
 ANSWER = "\ue0f0answer\ue0f1"
 THOUGHT = "\ue0f0thought\ue0f1"
 QUESTION = "hi"
+# An added token that has meaning to a template, such as <think>. Others, such as "\n\n", are plain text.
+MARKUP_TOKEN = re.compile(r"<\S+>|\[\S+\]")
 
 Template = Callable[[Sequence[Mapping[str, Any]], bool], str]
 
@@ -92,11 +95,19 @@ def _reasoning(template: Template, user: Mapping[str, Any], prompt: str) -> tupl
 
 
 def _end_of_turn(ids: Sequence[int], tokenizer: Any) -> tuple[int, ...]:
-    """Cut the ids after an answer behind the first special token; without one the turn ends with EOS."""
-    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
-    for position, token in enumerate(ids):
-        if token in special:
-            return tuple(ids[: position + 1])
+    """Cut the ids after an answer behind the first control token; without one the turn ends with EOS.
+
+    Added tokens of white space, as Gemma and Phi have for empty lines and indents, stand in answers, too: a
+    student that was taught to end with one would stop at its first paragraph.
+    """
+    added = tokenizer.added_tokens_decoder.items()
+    special = {number for number, token in added if token.special} | set(tokenizer.all_special_ids)
+    markup = {number for number, token in added if MARKUP_TOKEN.fullmatch(token.content)}
+    words = {number for number, token in added if token.content.strip()}
+    for ends in (special | markup, words):
+        for position, token in enumerate(ids):
+            if token in ends:
+                return tuple(ids[: position + 1])
     if tokenizer.eos_token_id is None:
         raise StudentError(
             "neither the chat template nor the tokenizer defines how a turn ends",

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tests.trainer import chat_templates, tiny
 from tests.trainer.chat_templates import SHAPES
 from trainer.data.chat_template import Renderer
+from trainer.data.conversation import as_conversation
 from trainer.errors import StudentError
 
 USER = [{"role": "user", "content": "say hi"}]
@@ -129,6 +130,37 @@ def test_an_added_token_that_is_plain_text_stays_one_token():
     [example] = Renderer(tokenizer).examples([USER], ["one\n\ntwo"], [True])
     blank = tokenizer.convert_tokens_to_ids("\n\n")
     assert example.ids[example.prompt_length :].tolist().count(blank) == 1
+
+
+@pytest.mark.parametrize("blank", ["\n\n", "\n", "  "])
+@pytest.mark.parametrize("rest", ["<|im_end|>\n", ""], ids=["then its end", "no end of its own"])
+def test_an_added_token_of_white_space_ends_no_turn(blank, rest):
+    turns = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}" + blank + rest
+    template = turns + "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    tokenizer = dataclasses.replace(SHAPES["chatml"], template=template, marks=(blank,)).tokenizer()
+    renderer = Renderer(tokenizer)
+    stop = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert renderer.chat_shape.stop_id == stop
+    [example] = renderer.examples([USER], [f"one{blank}two"], [True])
+    learned = example.ids[example.prompt_length :].tolist()
+    assert learned.count(stop) == 1  # the answer goes on after its own white space
+    assert tokenizer.decode(learned) == f"one{blank}two" + (blank if rest else "") + "<|im_end|>"
+
+
+@pytest.mark.parametrize(
+    "text", ["\ue0f2", "a \ue0f2 b", "\ue0f20\ue0f3", "\ue0f2 <|im_end|> \ue0f3", "\ue0f299\ue0f3<s>\ue0f27"]
+)
+@pytest.mark.parametrize("name", ["chatml", "llama-3", "qwen-3"])
+def test_characters_of_an_icon_font_in_a_prompt_stay_what_they_are(text, name):
+    renderer = RENDERERS[name]
+    messages = [{"role": "user", "content": text}]
+    [ids] = renderer.prompts([messages])
+    served = renderer.tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=True, date_string="26 Jul 2024", enable_thinking=False
+    )
+    assert renderer.tokenizer.decode(ids) == served
+    assert renderer.text_lost(messages) == ""
+    assert renderer.has_special_text(as_conversation(messages)) == ("<" in text)
 
 
 @pytest.mark.parametrize("name", SHAPES)
