@@ -6,11 +6,14 @@ import json
 import shutil
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+import torch
+from peft import get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 
 from harvester.system.files import fsync_tree
 from trainer.config import TrainConfig, TrainSection
@@ -74,6 +77,34 @@ def write_adapter(  # noqa: PLR0913 - the student, and what its documents say
             remedy="free some space; the same command writes it from the last checkpoint",
         ) from None
     return final
+
+
+def is_written(student: Any, config: TrainConfig) -> bool:
+    """Return whether the folder of the adapter, or of the model, holds the weights of a student."""
+    folder = config.student_path
+    try:
+        weights.check_trained(folder, full=config.is_full)
+        if config.is_full:
+            return all(
+                torch.equal(tensor, written) for tensor, written in _trained_and_written(student, config)
+            )
+        stored = load_file(folder / "adapter_model.safetensors")
+    except (HarvesterError, OSError, SafetensorError, LookupError):
+        return False
+    held = get_peft_model_state_dict(student, save_embedding_layers=False)
+    return held.keys() == stored.keys() and all(
+        torch.equal(stored[name], tensor.detach().cpu()) for name, tensor in held.items()
+    )
+
+
+def _trained_and_written(student: Any, config: TrainConfig) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield each tensor of a student all of whose weights are trained, and what its folder holds."""
+    tensors = adapted_weights.stored_tensors(config.student_path)
+    for group in _trained_groups(student, config):
+        for name, merged in group.merged().items():
+            with safe_open(str(tensors[name].file), framework="pt") as opened:
+                written = opened.get_tensor(name)
+            yield merged.cpu().to(written.dtype), written
 
 
 def check_same_base(config: TrainConfig, adapter: Path) -> None:

@@ -15,7 +15,7 @@ from trainer.data.tokens.token_store import TokenStore
 from trainer.errors import FindingsError, Interrupted, ProcessLost
 from trainer.model import model
 from trainer.process import end_before_first_step, lock_output_folder, stop_signals
-from trainer.publish.adapter import require_storable, write_adapter
+from trainer.publish.adapter import is_written, require_storable, write_adapter
 from trainer.training import optim, trackers
 from trainer.training.agreement import leader_first, require_equal_inputs
 from trainer.training.checkpointer import Checkpointer, Progress
@@ -272,14 +272,16 @@ class TrainingRun:
         )
 
     def finish(self) -> None:
-        """Write the last checkpoint and the adapter, unless a finished training has done so already."""
+        """Write the last checkpoint and the adapter, unless a finished training has done so already.
+
+        The adapter in the folder may be that of fewer steps: a kill or a full disk may have come between the
+        last checkpoint and the adapter. So its weights are compared.
+        """
         has_trained = self._first < self._steps_done
         if has_trained and self._checkpointer.steps_saved < self._steps_done:
             self.save()
         self._load_best()
-        written = "config.json" if self._config.is_full else "adapter_config.json"
-        is_there = (self._config.student_path / written).exists()
-        if self._world.is_leader and (has_trained or not is_there):
+        if self._world.is_leader and (has_trained or not is_written(self._student.model, self._config)):
             write_adapter(
                 self._student.model,
                 self._inputs.renderer,

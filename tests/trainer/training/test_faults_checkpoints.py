@@ -59,6 +59,40 @@ def test_04_sigterm_ends_after_the_step_with_a_checkpoint(run_trainer, toml, mon
     assert checkpoint.newest_valid(toml.parent / "out" / "checkpoints")[0].step == 2
 
 
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_an_adapter_of_fewer_steps_than_the_last_checkpoint_is_written_anew(tmp_path, monkeypatch, method):
+    path = tiny.train_toml(tmp_path, tiny.skill(40, held_out=4), train={"epochs": 1, "method": method})
+    if method == "full":
+        path.write_text(path.read_text().replace("[lora]\nrank = 4\nalpha = 8\n", ""))
+    name = {"lora": "adapter/adapter_model.safetensors", "full": "model/model.safetensors"}[method]
+    file = tmp_path / "out" / name
+    train(settings.load(path))
+    first = file.read_bytes()
+    path.write_text(path.read_text().replace("epochs = 1", "epochs = 2"))
+    refused = []
+
+    def refuse(*told, **_more):
+        refused.append(told)
+        raise StoreFull("the adapter can't be written: no space", place="out")
+
+    monkeypatch.setattr("trainer.training.train.write_adapter", refuse)
+    with pytest.raises(StoreFull):
+        train(settings.load(path), allow_change=True)
+    monkeypatch.undo()
+    assert len(refused) == 1
+    assert file.read_bytes() == first
+
+    assert train(settings.load(path), allow_change=True).steps_now == 0
+    written = file.read_bytes()
+    assert written != first
+    number = file.stat().st_ino
+    train(settings.load(path), allow_change=True)
+    assert file.stat().st_ino == number  # what is right is left alone
+    file.write_bytes(written[:-100])
+    train(settings.load(path), allow_change=True)
+    assert file.read_bytes() == written
+
+
 def test_04_a_second_sigterm_ends_now():
     with process.stop_signals() as sent:
         os.kill(os.getpid(), signal.SIGTERM)
