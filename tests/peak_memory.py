@@ -1,7 +1,10 @@
-"""Measure the peak memory of a process that a test has started."""
+"""Measure the memory of a process that a test has started, or of a call in its own."""
 
 from __future__ import annotations
 
+import gc
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -19,3 +22,16 @@ def status_kib(name: str) -> int:
     status = Path("/proc/self/status").read_text(encoding="ascii")
     (line,) = [line for line in status.splitlines() if line.startswith(f"{name}:")]
     return int(line.split()[1])
+
+
+def most_held(do: Callable[[], object]) -> int:
+    """Return the bytes that Python and NumPy hold at most while something is done, its result included."""
+    gc.collect()
+    tracemalloc.start()
+    try:
+        kept = do()
+        peak = tracemalloc.get_traced_memory()[1]
+        del kept
+    finally:
+        tracemalloc.stop()
+    return peak

@@ -21,6 +21,8 @@ from functools import reduce
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
 from harvester.store.reader import Corpus
 from harvester.store.shards.schema import Sample
 from harvester.system.counted import first_few
@@ -197,13 +199,6 @@ def _root(tree: MerkleTree, content: Mapping[str, Any]) -> str:
     return tree.root.hex()
 
 
-def _tree_of(leaves: Iterable[Leaf]) -> MerkleTree:
-    tree = MerkleTree()
-    for leaf in leaves:
-        tree.add(leaf.digest)
-    return tree
-
-
 def _is_lowercase_hex(leaf: Leaf) -> bool:
     """Whether the hashes of a leaf are in lower case: upper case would spell the same hash differently."""
     hashes = leaf.key + leaf.completion_sha256 + leaf.origin_sha256
@@ -222,32 +217,72 @@ def _tree_text(tree: Mapping[str, Any]) -> bytes:
     return (json.dumps(tree, indent=2, sort_keys=True) + "\n").encode()
 
 
-def read(folder: Path) -> tuple[dict[str, Any], list[Leaf]]:
-    """Read the tree and its leaves.
+@dataclass(frozen=True, slots=True)
+class StoredLeaves:
+    """The leaves of a tree, of which there may be millions: they are read when they are asked for.
+
+    Attributes:
+        path: of their file. count: their number.
+        root: of the tree over them and what `TREE_FILE` names, 64 hex digits.
+    """
+
+    path: Path
+    count: int
+    root: str
+
+    def __len__(self) -> int:
+        """Return their number."""
+        return self.count
+
+    def __iter__(self) -> Iterator[Leaf]:
+        """Yield them in the order of the tree."""
+        with self.path.open("rb") as file:
+            for line in file:
+                yield _parsed(line)
+
+    def read(self, start: int) -> Leaf:
+        """Return the leaf whose line begins at a byte of the file."""
+        with self.path.open("rb") as file:
+            file.seek(start)
+            return _parsed(file.readline())
+
+
+def _parsed(line: bytes) -> Leaf:
+    return Leaf(**json.loads(line))
+
+
+def read(folder: Path) -> tuple[dict[str, Any], StoredLeaves]:
+    """Read the tree, and check that both of its files are as they were written.
 
     Raises:
         ConfigError: the folder has no tree, or one of another version.
         FindingsError: a file of the tree was changed after it was written.
     """
+    path = folder / ROWS_FILE
     try:
-        tree_bytes, rows_bytes = (folder / TREE_FILE).read_bytes(), (folder / ROWS_FILE).read_bytes()
+        tree_bytes = (folder / TREE_FILE).read_bytes()
+        rows = path.open("rb")
     except OSError as error:
         raise ConfigError(
             f"no hash tree here: {error.filename} is missing",
             place=str(folder),
             remedy=f"name the folder of an adapter that `trainer train` wrote; it holds {TREE_FILE}",
         ) from None
-    try:
-        tree = json.loads(tree_bytes)
-        version = tree["version"]
-        leaves = [Leaf(**json.loads(line)) for line in rows_bytes.splitlines()]
-        is_whole = _tree_text(tree) == tree_bytes and b"".join(map(_line, leaves)) == rows_bytes
-        is_whole = is_whole and all(_is_lowercase_hex(leaf) for leaf in leaves)
-        _root(_tree_of(leaves), tree)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise FindingsError(
-            f"the hash tree was changed: {error}", place=str(folder), remedy=CHANGED_REMEDY
-        ) from None
+    with rows:
+        try:
+            tree = json.loads(tree_bytes)
+            version = tree["version"]
+            learned = MerkleTree()
+            is_whole = _tree_text(tree) == tree_bytes
+            for line in rows:
+                leaf = _parsed(line)
+                learned.add(leaf.digest)
+                is_whole = is_whole and _line(leaf) == line and _is_lowercase_hex(leaf)
+            leaves = StoredLeaves(path, learned.leaves, _root(learned, tree))
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise FindingsError(
+                f"the hash tree was changed: {error}", place=str(folder), remedy=CHANGED_REMEDY
+            ) from None
     if version != VERSION:
         raise ConfigError(
             f"the hash tree has version {version!r}; this program reads {VERSION}",
@@ -272,7 +307,7 @@ def verify(folder: Path, corpus: Path | None = None) -> list[str]:
     """
     tree, leaves = read(folder)
     findings = []
-    if _root(_tree_of(leaves), tree) != tree.get("root") or len(leaves) != tree.get("rows"):
+    if leaves.root != tree.get("root") or len(leaves) != tree.get("rows"):
         findings.append(f"{ROWS_FILE} and the lineages do not give the root in {TREE_FILE}")
     present = {path.name for path in folder.iterdir()} - _NOT_HASHED
     findings += [f"{name} was added after the training" for name in sorted(present - set(tree["files"]))]
@@ -281,13 +316,57 @@ def verify(folder: Path, corpus: Path | None = None) -> list[str]:
         if not path.is_file() or sha256_of(path) != digest:
             findings.append(f"{name} was changed or removed after the training")
     if corpus is not None:
-        expected = {(leaf.key, leaf.prompt_id, leaf.sample_index): leaf for leaf in leaves}
+        expected = _LeavesByKey(leaves)
         for sample in Corpus.open(corpus).samples(columns=_TRACED_COLUMNS):
-            leaf = expected.pop((sample.key, sample.prompt_id, sample.sample_index), None)
+            leaf = expected.take(sample)
             if leaf is not None and (why := _difference(leaf, sample)):
                 findings.append(f"row {sample.prompt_id}: {why}")
-        findings += [f"row {leaf.prompt_id} is not in the corpus" for leaf in expected.values()]
+        findings += [f"row {leaf.prompt_id} is not in the corpus" for leaf in expected.left()]
     return findings
+
+
+class _LeavesByKey:
+    """Find the leaves of samples, each once. Of a leaf only 21 bytes are held."""
+
+    def __init__(self, leaves: StoredLeaves) -> None:
+        self._leaves = leaves
+        starts = np.zeros(len(leaves) + 1, dtype=np.int64)
+        keys = np.zeros(len(leaves), dtype=np.uint64)
+        with leaves.path.open("rb") as file:
+            for place, line in enumerate(file):
+                starts[place + 1] = starts[place] + len(line)
+                keys[place] = _short_key(_parsed(line).key)
+        # Stable; a tree is sorted by key, and one that was changed may not be.
+        self._order = np.argsort(keys, kind="stable").astype(np.int32)
+        self._keys = keys[self._order]
+        self._starts = starts[:-1]
+        self._is_left = np.ones(len(leaves), dtype=bool)
+
+    def take(self, sample: Sample) -> Leaf | None:
+        """Return the leaf of a row; None if there is none, or it was taken before."""
+        found = None
+        key = _short_key(sample.key)
+        for at in range(*(int(np.searchsorted(self._keys, key, side)) for side in ("left", "right"))):
+            place = int(self._order[at])
+            if self._is_left[place]:
+                leaf = self._leaves.read(int(self._starts[place]))
+                if _identity(leaf) == _identity(sample):
+                    self._is_left[place] = False
+                    found = leaf
+        return found
+
+    def left(self) -> Iterator[Leaf]:
+        """Yield the leaves that were not taken, in the order of the tree."""
+        for place in np.flatnonzero(self._is_left):
+            yield self._leaves.read(int(self._starts[place]))
+
+
+def _short_key(key: str) -> np.uint64:
+    return np.uint64(int.from_bytes(bytes.fromhex(key[:16]).ljust(8, b"\0")))
+
+
+def _identity(row: Leaf | Sample) -> tuple[str, str, int]:
+    return row.key, row.prompt_id, row.sample_index
 
 
 def _difference(leaf: Leaf, sample: Sample) -> str:
@@ -326,11 +405,7 @@ def trace(folder: Path, row: str, corpus: Path) -> dict[str, Any]:
         raise ConfigError(message, place=f"{folder}: {row}", remedy=f"ids and keys are in {ROWS_FILE}")
     wanted = matches[0]
     for sample in Corpus.open(corpus).samples():
-        if (sample.key, sample.prompt_id, sample.sample_index) != (
-            wanted.key,
-            wanted.prompt_id,
-            wanted.sample_index,
-        ):
+        if _identity(sample) != _identity(wanted):
             continue
         if why := _difference(wanted, sample):
             raise FindingsError(why, place=row, remedy=_OTHER_ROWS)

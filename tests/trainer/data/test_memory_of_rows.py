@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import shutil
-import tracemalloc
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +14,7 @@ from benchmarks import copied_corpus
 from harvester.store.shards import schema
 from harvester.store.shards.parquet_file import open_writer
 from harvester.terms.lineage import Lineage
+from tests.peak_memory import most_held
 from tests.trainer import teacher_logprobs, tiny
 from trainer import config as settings
 from trainer.data import dataset
@@ -47,19 +45,6 @@ def copied(folder: Path, copies: int) -> settings.TrainConfig:
     toml = tiny.train_toml(folder, [], data={"corpus": "rows"}, train={"soft_targets": "auto"})
     copied_corpus.copy_parts(toml, SHARD, lambda _: None)
     return settings.load(toml)
-
-
-def most_held(do: Callable[[], object]) -> int:
-    """Bytes that are held at most while something is done, what it returns included."""
-    gc.collect()
-    tracemalloc.start()
-    try:
-        kept = do()
-        peak = tracemalloc.get_traced_memory()[1]
-        del kept
-    finally:
-        tracemalloc.stop()
-    return peak
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from harvester.store.shards.schema import LINEAGE_KEY, SCHEMA, Sample, to_table
 from harvester.terms.lineage import Lineage
 from tests.commands import run
 from tests.harvester.publish.published_store import make_store
+from tests.peak_memory import most_held
 from trainer.errors import ConfigError, FindingsError
 from trainer.provenance import fingerprint
 
@@ -161,6 +162,39 @@ def test_added_and_removed_files_and_an_edited_card(adapter: Path):
     added, removed = fingerprint.verify(adapter)
     assert added.startswith("extra.bin was added")
     assert removed.startswith("NOTICE was changed or removed")
+
+
+def tree_over(folder: Path, rows: list[Sample]) -> Path:
+    folder.mkdir(parents=True)
+    leaves = fingerprint.write_rows(folder, [fingerprint.leaf_of(row) for row in rows])
+    fingerprint.write_tree(folder, leaves, [Lineage(LINEAGE)])
+    return folder
+
+
+def test_no_leaves_are_held(tmp_path: Path):
+    store = corpus(tmp_path / "c", [sample(n) for n in range(5)])
+
+    def held(rows: int) -> int:
+        folder = tree_over(tmp_path / str(rows), [sample(n) for n in range(rows)])
+        assert len(fingerprint.verify(folder, store)) == rows - 5  # and things are made once
+        return most_held(lambda: (fingerprint.trace(folder, "p3", store), fingerprint.verify(folder, store)))
+
+    # A leaf and its line have over a thousand bytes, a finding has nearly a hundred.
+    assert held(1_000) - held(200) < 800 * 400
+
+
+def test_leaves_whose_keys_begin_alike_are_told_apart(tmp_path: Path):
+    first = sample(0)
+    rows = [
+        first,
+        replace(sample(1), key=first.key[:32] + sample(1).key[32:]),
+        replace(sample(2), key=first.key),
+        replace(sample(0, "another sample"), sample_index=1),
+        sample(3),
+    ]
+    adapter = tree_over(tmp_path / "adapter", rows[::-1])
+    assert fingerprint.verify(adapter, corpus(tmp_path / "c", rows)) == []
+    assert fingerprint.verify(adapter, corpus(tmp_path / "d", rows[:-1])) == ["row p3 is not in the corpus"]
 
 
 def test_an_adapter_without_lineage_and_an_unknown_row_are_errors(adapter: Path, tmp_path: Path):
