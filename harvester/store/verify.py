@@ -170,8 +170,7 @@ def _foreign(store: Path, folder: Path, present: Sequence[str], *, alone: bool) 
     ):
         named = connection.execute("SELECT shard, name FROM manifest").fetchall()
         strays = [name for name in strays if name not in {name_in_manifest for _, name_in_manifest in named}]
-        (text,) = connection.execute("SELECT value FROM meta WHERE name = 'last_shard'").fetchone()
-        last = int(text)
+        last = checksums.meta_number(connection, "last_shard")
         strays = [name for name in strays if not _is_half_done(connection, folder / name, last, named)]
     is_sealing = not alone and is_written(store)
     for name in strays:

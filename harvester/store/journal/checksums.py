@@ -212,6 +212,12 @@ def matches_checksum(connection: sqlite3.Connection, name: str, check: object) -
         return False
 
 
+def meta_number(connection: sqlite3.Connection, name: str) -> int:
+    """Return a value of `meta` that is a number."""
+    (text,) = connection.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
+    return int(text)
+
+
 def set_meta(connection: sqlite3.Connection, name: str, value: int) -> None:
     """Write a value of `meta`, inside an open transaction.
 

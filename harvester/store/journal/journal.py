@@ -148,14 +148,12 @@ class Journal:
     def next_attempt_id(self) -> int:
         """Return the lowest attempt number that was never used in this store."""
         with self.reading() as connection:
-            query = "SELECT value FROM meta WHERE name = 'last_attempt_id'"
-            return int(connection.execute(query).fetchone()[0]) + 1
+            return checksums.meta_number(connection, "last_attempt_id") + 1
 
     def next_shard(self) -> int:
         """Return the number of the next shard; no number is used twice."""
         with self.reading() as connection:
-            query = "SELECT value FROM meta WHERE name = 'last_shard'"
-            return int(connection.execute(query).fetchone()[0]) + 1
+            return checksums.meta_number(connection, "last_shard") + 1
 
     def look_up(self, keys: Sequence[bytes]) -> dict[bytes, HeldAnswer]:
         """Return the answer or dead letter of each key; keys the store does not know are left out."""

@@ -20,6 +20,7 @@ from harvester.store import paths
 from harvester.store.journal.checksums import (
     COVERED,
     checksum,
+    meta_number,
     require_unchanged,
     set_meta,
     updating_checksum,
@@ -219,8 +220,7 @@ class RowEncoder:
         if self._intents:
             connection.executemany("INSERT INTO intents VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", self._intents)
             last = max(row[0] for row in self._intents)
-            (known,) = connection.execute("SELECT value FROM meta WHERE name = 'last_attempt_id'").fetchone()
-            if int(known) < last:
+            if meta_number(connection, "last_attempt_id") < last:
                 set_meta(connection, "last_attempt_id", last)
         if self._failures or self._batch_failures:
             self._write_failures(connection)
@@ -290,9 +290,7 @@ class RowEncoder:
                 self._counts["possibly_billed_microusd"] += microusd
                 charge_at(self._counts, at, (tokens, microusd))
         connection.executemany(_INSERT_FAILURE, self._batch_failures)
-        connection.execute(
-            "DELETE FROM failures WHERE id <= (SELECT max(id) FROM failures) - ?", (FAILURES_KEPT,)
-        )
+        drop_old_failures(connection)
 
 
 def _numbers(first: int, count: int) -> list[tuple[int]]:
@@ -354,6 +352,13 @@ def end_run(
     if not row["ending"]:
         add_counts(connection, run, charges_at_end(connection, run))
     _end(connection, row, ended_us, ending, exit_code)
+
+
+def drop_old_failures(connection: sqlite3.Connection) -> None:
+    """Delete all failures but the newest `FAILURES_KEPT`, inside an open transaction."""
+    connection.execute(
+        "DELETE FROM failures WHERE id <= (SELECT max(id) FROM failures) - ?", (FAILURES_KEPT,)
+    )
 
 
 def add_counts(connection: sqlite3.Connection, run: int, counts: Mapping[str, int]) -> None:

@@ -363,7 +363,7 @@ def _require_own_schema(connection: sqlite3.Connection, path: Path) -> None:
             raise StoreCorrupt(
                 f"has a {kind} that the harvester did not make: {name!r}",
                 place=str(path),
-                remedy="restore journal.db from a copy; the shards stay readable as they are",
+                remedy=_LOST_REMEDY,
             )
 
 

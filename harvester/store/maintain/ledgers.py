@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from harvester.store.journal.adoptions import read_adoptions
-from harvester.store.journal.checksums import checked_rows, set_meta, updating_checksum
+from harvester.store.journal.checksums import checked_rows, meta_number, set_meta, updating_checksum
 from harvester.store.journal.copies import insert_row
 from harvester.store.journal.journal import Journal
 from harvester.store.journal.ledger import COPIED, LOST, OF_STORE, PURGED
-from harvester.store.journal.rows import FAILURES_KEPT, add_counts
+from harvester.store.journal.rows import add_counts, drop_old_failures
 from harvester.store.journal.spending import COPIED_ENDING
 from harvester.store.shards.manifest import read_manifest
 from harvester.store.shards.parquet_file import lineage_digest
@@ -119,9 +119,7 @@ class Ledgers:
                 self._add_attempts(connection, theirs, source, by_run)
                 self._add_meta(connection, theirs)
         connection.execute("DELETE FROM dead WHERE key IN (SELECT key FROM keys)")
-        connection.execute(
-            "DELETE FROM failures WHERE id <= (SELECT max(id) FROM failures) - ?", (FAILURES_KEPT,)
-        )
+        drop_old_failures(connection)
         self._count_store(connection)
 
     def _enter_runs(self, connection: sqlite3.Connection) -> dict[str, int]:
@@ -193,14 +191,12 @@ class Ledgers:
         runs: Mapping[int, int],
     ) -> None:
         """Add attempts that may have been billed, and the newest failures, under new numbers."""
-        (text,) = connection.execute("SELECT value FROM meta WHERE name = 'last_attempt_id'").fetchone()
-        first = int(text)
-        (last,) = theirs.execute("SELECT value FROM meta WHERE name = 'last_attempt_id'").fetchone()
+        first, last = (meta_number(journal, "last_attempt_id") for journal in (connection, theirs))
         for table in ("intents", "failures"):
             for row in checked_rows(theirs, table, source.journal.path):
                 number = first + row["attempt_id"]
                 insert_row(connection, table, {**row, "run": runs[row["run"]], "attempt_id": number})
-        set_meta(connection, "last_attempt_id", first + int(last))
+        set_meta(connection, "last_attempt_id", first + last)
 
     def _add_meta(self, connection: sqlite3.Connection, theirs: sqlite3.Connection) -> None:
         """Add pauses, and which teachers were adopted by an identity."""

@@ -21,11 +21,11 @@ import pyarrow as pa
 
 from harvester.api.types import Outcome
 from harvester.store import paths
-from harvester.store.journal.checksums import COVERED, checksum, require_unchanged, updating_checksum
+from harvester.store.journal.checksums import COVERED, checksum, require_unchanged
 from harvester.store.journal.journal import Journal
 from harvester.store.journal.lock import StoreLock
 from harvester.store.journal.records import ShardEntry
-from harvester.store.journal.rows import forget_finished
+from harvester.store.journal.rows import add_counts, forget_finished
 from harvester.store.journal.sqlite import OUTCOME_CODES, OUTCOMES
 from harvester.store.shards import batching
 from harvester.store.shards.manifest import read_manifest
@@ -215,9 +215,4 @@ def _move_counts(connection: sqlite3.Connection, moved: Mapping[tuple[int, str, 
     for (run, before, after), count in moved.items():
         if not run:
             continue
-        with updating_checksum(connection, f"counters:{run}"):
-            connection.executemany(
-                "INSERT INTO counters VALUES (?, ?, ?)"
-                " ON CONFLICT (run, name) DO UPDATE SET value = value + excluded.value",
-                [(run, f"outcome.{before}", -count), (run, f"outcome.{after}", count)],
-            )
+        add_counts(connection, run, {f"outcome.{before}": -count, f"outcome.{after}": count})
