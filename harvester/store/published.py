@@ -33,9 +33,15 @@ from harvester.store.shards.parquet_file import open_shard
 from harvester.store.shards.proved import require_proved
 from harvester.system import own_files
 from harvester.system.files import fsync_tree, sha256_of
-from harvester.system.objects.cache import cache_folder, fetched, forget
+from harvester.system.objects.cache import FULL_CACHE, cache_folder, fetched, forget
 from harvester.system.objects.location import Location
-from harvester.system.objects.publication import MANIFEST_NAME, Publication, PublishedObject, PublishedShard
+from harvester.system.objects.publication import (
+    MANIFEST_NAME,
+    Publication,
+    PublishedObject,
+    PublishedShard,
+    damaged_manifest,
+)
 from harvester.system.objects.transfer import read_publication
 from harvester.system.objects.url import require_path_or_url, url_in
 
@@ -174,7 +180,7 @@ def build(
         raise StoreError(
             f"the folder can't be written: {error.strerror or error}",
             place=str(error.filename or final),
-            remedy="free some space there, or name another folder in XDG_CACHE_HOME",
+            remedy=FULL_CACHE,
         ) from None
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
@@ -229,11 +235,7 @@ def _require_rows(location: Location, shard: PublishedShard, path: Path) -> None
 
 
 def _damaged(location: Location, what: str) -> StoreCorrupt:
-    return StoreCorrupt(
-        f"the manifest is damaged: {what}",
-        place=f"{location.url}/{MANIFEST_NAME}",
-        remedy="`harvester publish STORE URL --repair` writes it anew",
-    )
+    return damaged_manifest(what, f"{location.url}/{MANIFEST_NAME}")
 
 
 def _enter(

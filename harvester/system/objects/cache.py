@@ -18,6 +18,9 @@ from harvester.system.objects.location import Location
 from harvester.system.objects.publication import PublishedObject
 from harvester.system.objects.transfer import download
 
+# Remedy where the cache's disk is full or refuses.
+FULL_CACHE = "free some space there, or name another folder in XDG_CACHE_HOME"
+
 
 def cache_folder() -> Path:
     """Return the folder of this program in the user's cache, as the XDG Base Directory Specification says.
@@ -63,7 +66,7 @@ def fetched(location: Location, published: PublishedObject, *, verify: bool = Fa
         raise StoreError(
             f"the cache can't be written: {error.strerror or error}",
             place=str(path),
-            remedy="free some space there, or name another folder in XDG_CACHE_HOME",
+            remedy=FULL_CACHE,
         ) from None
     return path
 

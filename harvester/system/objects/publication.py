@@ -19,6 +19,9 @@ MANIFEST_NAME = "publication.json"
 FORMAT = 1
 # A manifest takes about 300 bytes a shard; a store of a million shards stays below this.
 MAX_MANIFEST_BYTES = 512 * 1024 * 1024
+# What helps against a damaged manifest, and against an object that is absent or damaged.
+_ANEW = "`harvester publish STORE URL --repair` writes it anew"
+UPLOADED_AGAIN = "`harvester publish STORE URL --repair` uploads it again from the store"
 _NAME = re.compile(r"[^/\\\0]+(/[^/\\\0]+)*")
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -145,14 +148,13 @@ def parse_publication(content: bytes, place: str) -> Publication:
     Raises:
         StoreFormatError: another release wrote it. StoreCorrupt: it is damaged.
     """
-    remedy = "`harvester publish STORE URL --repair` writes it anew"
     try:
         data = orjson.loads(content)
     except ValueError:
-        raise StoreCorrupt("the manifest is no JSON", place=place, remedy=remedy) from None
+        raise StoreCorrupt("the manifest is no JSON", place=place, remedy=_ANEW) from None
     version = data.get("format") if isinstance(data, dict) else None
     if type(version) is not int or version < FORMAT:  # every release writes a number, counted from 1
-        raise StoreCorrupt("the manifest is damaged: it names no format", place=place, remedy=remedy)
+        raise damaged_manifest("it names no format", place)
     if version != FORMAT:
         raise StoreFormatError(
             f"the publication has format {version!r}, this release reads {FORMAT}",
@@ -164,9 +166,12 @@ def parse_publication(content: bytes, place: str) -> Publication:
     except ValidationError as error:
         first = error.errors()[0]
         words = [".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")]
-        raise StoreCorrupt(
-            f"the manifest is damaged: {': '.join(filter(None, words))}", place=place, remedy=remedy
-        ) from None
+        raise damaged_manifest(": ".join(filter(None, words)), place) from None
+
+
+def damaged_manifest(what: str, place: str) -> StoreCorrupt:
+    """Return the error of a manifest that says what can't be."""
+    return StoreCorrupt(f"the manifest is damaged: {what}", place=place, remedy=_ANEW)
 
 
 def torn(name: str, place: str) -> RemoteStoreError:
@@ -174,5 +179,5 @@ def torn(name: str, place: str) -> RemoteStoreError:
     return RemoteStoreError(
         f"the publication is torn: its manifest names {name}, which is not there",
         place=place,
-        remedy="`harvester publish STORE URL --repair` uploads it again from the store",
+        remedy=UPLOADED_AGAIN,
     )

@@ -23,6 +23,7 @@ from harvester.system.objects.location import Location, translating
 from harvester.system.objects.publication import (
     MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
+    UPLOADED_AGAIN,
     Publication,
     PublishedObject,
     parse_publication,
@@ -215,7 +216,7 @@ def download(location: Location, published: PublishedObject, file: Any) -> None:
         raise StoreCorrupt(
             "the object is not what was published: another SHA-256 or size",
             place=f"{location.url}/{published.name}",
-            remedy="`harvester publish STORE URL --repair` uploads it again from the store",
+            remedy=UPLOADED_AGAIN,
         )
 
 
