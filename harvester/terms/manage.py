@@ -12,7 +12,7 @@ from typing import Any, Literal
 from harvester.errors import ConfigError, TermsRefused
 from harvester.system.command_line.text_table import aligned
 from harvester.terms.gate import Verdict
-from harvester.terms.permissions import BASES, USES, Permission, record_permission, toml_value
+from harvester.terms.permissions import BASES, USES, Permission, record_permission, require_person, toml_value
 from harvester.terms.records import GRACE, LAYERS, SEVERITY, Registry, TermsRecord, load_registry, parse
 
 DISCLAIMER = "A reading of published texts, not legal advice; the operator decides."
@@ -194,12 +194,7 @@ def ask_permission(folder: Path, ask: Callable[[str], str], *, isatty: bool) -> 
         TermsRefused: there is no terminal; nothing is asked.
         ConfigError: an answer is not valid.
     """
-    if not isatty:
-        raise TermsRefused(
-            "a permission is recorded by a person at a terminal",
-            place=str(folder),
-            remedy="run `harvester terms record` interactively; there is no flag for it",
-        )
+    require_person(folder, isatty=isatty)
     answers: dict[str, Any] = {name: ask(question).strip() for name, question in QUESTIONS}
     answers["uses"] = tuple(each.strip() for each in answers["uses"].split(",") if each.strip()) or USES
     for name in ("granted_on", "expires"):

@@ -153,6 +153,20 @@ def _is_filled(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip())
 
 
+def require_person(folder: Path, *, isatty: bool) -> None:
+    """Refuse to record a permission where nobody sits at a terminal.
+
+    Raises:
+        TermsRefused: names the folder.
+    """
+    if not isatty:
+        raise TermsRefused(
+            "a permission is recorded by a person at a terminal",
+            place=str(folder),
+            remedy="run `harvester terms record` interactively; there is no flag for it",
+        )
+
+
 def record_permission(folder: Path, permission: Permission, *, isatty: bool) -> Path:
     """Write `folder/<id>.toml`; an existing file is never replaced.
 
@@ -163,12 +177,7 @@ def record_permission(folder: Path, permission: Permission, *, isatty: bool) -> 
         TermsRefused: no terminal.
         ConfigError: an incomplete permission, or one of that id exists already.
     """
-    if not isatty:
-        raise TermsRefused(
-            "a permission is recorded by a person at a terminal",
-            place=str(folder),
-            remedy="run `harvester terms record` interactively; there is no flag for it",
-        )
+    require_person(folder, isatty=isatty)
     _check(permission, permission.id or "permission")
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{permission.id}.toml"
