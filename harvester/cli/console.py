@@ -32,6 +32,13 @@ PLAIN_EVERY_S = 30.0
 
 Status = Mapping[str, Any]
 
+# Where a command that reads a store looks for further terms.
+TERMS_BESIDE = typer.Option(
+    None,
+    help="Folder of a harvest.toml whose terms/ and permissions/ count too.",
+    exists=True,
+    file_okay=False,
+)
 # The `--json` option of every command.
 JSON = typer.Option(False, "--json", help="Print the result as one line of JSON.")
 

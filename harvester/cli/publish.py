@@ -9,22 +9,14 @@ from typing import TYPE_CHECKING, Literal
 import typer
 
 from harvester.cli.commands import CORPUS, HarvesterApp
-from harvester.cli.console import JSON, STORE, emit, message
+from harvester.cli.console import JSON, STORE, TERMS_BESIDE, emit, message
+from harvester.system.command_line.upload_options import PUBLIC, PUBLICATION_URL, TOKEN_ENV, UPLOAD
 from harvester.system.counted import counted
 
 if TYPE_CHECKING:
     from harvester.system.objects.publisher import Published
 
 PushShape = Literal["prompt-completion", "messages", "openai", "sharegpt", "shards"]
-_URL = typer.Argument(
-    ..., metavar="URL", help="s3://, gs://, az://, hf:// or file:/// and a prefix.", show_default=False
-)
-_BESIDE = typer.Option(
-    None,
-    help="Folder of a harvest.toml whose terms/ and permissions/ count too.",
-    exists=True,
-    file_okay=False,
-)
 
 
 def register(app: HarvesterApp) -> None:
@@ -38,7 +30,7 @@ def register(app: HarvesterApp) -> None:
 
 def publish(
     store: Path = STORE,
-    url: str = _URL,
+    url: str = PUBLICATION_URL,
     repair: bool = typer.Option(
         False, "--repair", help="Upload objects again that are missing or changed there."
     ),
@@ -51,7 +43,7 @@ def publish(
         "--prune",
         help="Delete objects there that only earlier publications named.",
     ),
-    beside: Path | None = _BESIDE,
+    beside: Path | None = TERMS_BESIDE,
     as_mirror: bool = typer.Option(False, "--as-mirror", hidden=True),
     as_json: bool = JSON,
 ) -> None:
@@ -102,7 +94,7 @@ def publish_lines(published: Published, unsealed: int = 0) -> list[str]:
 
 
 def fetch(
-    url: str = _URL,
+    url: str = PUBLICATION_URL,
     folder: Path = typer.Argument(..., metavar="FOLDER", help="Folder to create.", show_default=False),
     as_json: bool = JSON,
 ) -> None:
@@ -135,10 +127,10 @@ def push(
     to: PushShape = typer.Option(
         "prompt-completion", help="Format of the rows; shards: as stored, with raw answers and lineage."
     ),
-    upload: bool = typer.Option(False, "--upload", help="Upload. Without it the files are only listed."),
-    public: bool = typer.Option(False, "--public", help="Create a public repository; default: private."),
-    token_env: str = typer.Option("HF_TOKEN", help="Name of the environment variable that holds the token."),
-    beside: Path | None = _BESIDE,
+    upload: bool = UPLOAD,
+    public: bool = PUBLIC,
+    token_env: str = TOKEN_ENV,
+    beside: Path | None = TERMS_BESIDE,
     as_json: bool = JSON,
 ) -> None:
     """Upload a corpus to the Hugging Face Hub, after a check of the terms; without --upload list the files.

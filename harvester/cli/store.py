@@ -9,7 +9,7 @@ import typer
 
 from harvester import library
 from harvester.cli.commands import CORPUS, KEEP, HarvesterApp
-from harvester.cli.console import JSON, READ_STORE, STORE, emit, message
+from harvester.cli.console import JSON, READ_STORE, STORE, TERMS_BESIDE, emit, message
 from harvester.errors import FindingsError, UsageError
 from harvester.store import paths
 from harvester.system.counted import counted
@@ -273,12 +273,7 @@ def export(
     to: Shape = typer.Option("prompt-completion", help="Format to write."),
     reasoning: Reasoning = typer.Option("keep", help="Reasoning: own field, inside the answer, or left out."),
     split: str | None = typer.Option(None, help="Only rows whose metadata `split` has this value."),
-    beside: Path | None = typer.Option(
-        None,
-        help="Folder of a harvest.toml whose terms/ and permissions/ count too.",
-        exists=True,
-        file_okay=False,
-    ),
+    beside: Path | None = TERMS_BESIDE,
     decontaminate: list[Path] = typer.Option(
         [],
         help="Evaluation set (JSON lines, JSON, Parquet, or a folder): rows for training that repeat it, or "

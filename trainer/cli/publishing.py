@@ -8,12 +8,15 @@ from pathlib import Path
 import typer
 
 from harvester.system.command_line.extras import require
+from harvester.system.command_line.upload_options import PUBLIC, PUBLICATION_URL, TOKEN_ENV, UPLOAD
 from harvester.system.command_line.verb_command import VerbApp
 from trainer.cli.options import AS_JSON, CONFIG, PUBLISH
 from trainer.console import (
     print_message,
     print_result,
 )
+
+MERGED = typer.Option(None, help="Folder of `trainer export` instead of what was trained.")
 
 
 def register(app: VerbApp) -> None:
@@ -66,10 +69,8 @@ def export(
 
 def publish(
     config: Path = CONFIG,
-    url: str = typer.Argument(
-        ..., metavar="URL", help="s3://, gs://, az://, hf:// or file:/// and a prefix.", show_default=False
-    ),
-    merged: Path | None = typer.Option(None, help="Folder of `trainer export` instead of what was trained."),
+    url: str = PUBLICATION_URL,
+    merged: Path | None = MERGED,
     repair: bool = typer.Option(
         False, "--repair", help="Upload files again that are missing or changed there."
     ),
@@ -98,10 +99,10 @@ def push(
     repository: str = typer.Argument(
         ..., metavar="OWNER/NAME", help="Model repository on the Hub.", show_default=False
     ),
-    merged: Path | None = typer.Option(None, help="Folder of `trainer export` instead of what was trained."),
-    upload: bool = typer.Option(False, "--upload", help="Upload. Without it the files are only listed."),
-    public: bool = typer.Option(False, "--public", help="Create a public repository; default: private."),
-    token_env: str = typer.Option("HF_TOKEN", help="Name of the environment variable that holds the token."),
+    merged: Path | None = MERGED,
+    upload: bool = UPLOAD,
+    public: bool = PUBLIC,
+    token_env: str = TOKEN_ENV,
     as_json: bool = AS_JSON,
 ) -> None:
     """Upload the student to the Hugging Face Hub after a check of the terms; without --upload list files.
