@@ -262,12 +262,8 @@ def rows_done(status: Mapping[str, Any]) -> int:
 def _pace(status: Mapping[str, Any]) -> list[str]:
     if status.get("state") not in [*RunState, "hung"]:
         return []
-    rates, limits = status.get("rates", {}), status.get("limits", {})
-    requests, tokens = rates.get("requests_per_minute", 0), rates.get("tokens_per_minute", 0)
     lines = [
-        f"rate      {requests:,.0f} requests/min{_of(limits.get('requests_per_minute'), requests)}, "
-        f"{tokens:,.0f} tokens/min{_of(limits.get('tokens_per_minute'), tokens)}, "
-        f"{status.get('refused_share', 0):.1%} refused",
+        f"rate      {rate_text(status)}",
         f"in flight {status.get('in_flight', 0):,} of a window of {status.get('window', 0):,}",
     ]
     eta = status.get("eta_s")
@@ -291,7 +287,17 @@ def calendar(status: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [*lines, ("hours", ", ".join(ends))] if ends else lines
 
 
-def _of(limit: float | None, rate: float) -> str:
+def rate_text(status: Mapping[str, Any]) -> str:
+    """Return the rates with their shares of the limits, and the share of requests that are refused."""
+    rates, limits = status.get("rates") or {}, status.get("limits") or {}
+    parts = []
+    for unit in ("requests", "tokens"):
+        rate = rates.get(f"{unit}_per_minute", 0.0)
+        parts.append(f"{rate:,.0f} {unit}/min{_of(rate, limits.get(f'{unit}_per_minute'))}")
+    return f"{', '.join(parts)}, {status.get('refused_share', 0):.1%} refused"
+
+
+def _of(rate: float, limit: float | None) -> str:
     return f" of {limit:,.0f} ({rate / limit:.0%})" if limit else ""
 
 

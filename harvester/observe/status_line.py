@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from harvester.observe.status import budget_texts, calendar, replica_texts, rows_done, span
+from harvester.observe.status import budget_texts, calendar, rate_text, replica_texts, rows_done, span
 from harvester.system.safe_text import one_line
 
 Status = Mapping[str, Any]
@@ -13,16 +13,7 @@ Status = Mapping[str, Any]
 
 def rows(status: Status) -> list[tuple[str, str]]:
     """Return (label, text) for rate and limits, requests in flight, time left, counts, errors, notes."""
-    rates, limits = status.get("rates") or {}, status.get("limits") or {}
-    requests, tokens = rates.get("requests_per_minute", 0.0), rates.get("tokens_per_minute", 0.0)
-    lines = [
-        (
-            "rate",
-            f"{requests:,.0f} requests/min{_of(requests, limits.get('requests_per_minute'))}, "
-            f"{tokens:,.0f} tokens/min{_of(tokens, limits.get('tokens_per_minute'))}, "
-            f"{status.get('refused_share', 0):.1%} refused (429)",
-        )
-    ]
+    lines = [("rate", f"{rate_text(status)} (429)")]
     waiting = f", waiting: {status['waiting']}" if status.get("waiting") else ""
     lines.append(
         ("flight", f"{status.get('in_flight', 0):,} of a window of {status.get('window', 0):,}{waiting}")
@@ -78,10 +69,6 @@ def money(status: Status) -> str:
     cost = f"${(status.get('cost_microusd', 0) + canaries) / 1e6:.4f}"
     limit_microusd = (status.get("budget") or {}).get("microusd")
     return f"{cost} of ${limit_microusd / 1e6:,.2f}" if limit_microusd else cost
-
-
-def _of(rate: float, limit: float | None) -> str:
-    return f" of {limit:,.0f} ({rate / limit:.0%})" if limit else ""
 
 
 def _projected(status: Status) -> str:
