@@ -8,7 +8,6 @@ shapes that are recognised are listed in `shapes`.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,7 +17,7 @@ import orjson
 from harvester.api.error_body import error_inside, excerpt
 from harvester.api.replies.lines import split_lines
 from harvester.api.replies.logprobs import read_logprobs
-from harvester.api.replies.sse import Assembled, assemble, assemble_lines, is_stream
+from harvester.api.replies.sse import Assembled, assemble, assemble_lines, integer_of, is_stream
 from harvester.api.replies.usage import SHARE, estimate_tokens, read_share, read_usage, usage_members
 from harvester.api.response_format import matches
 from harvester.api.shapes.envelopes import choices_of
@@ -153,7 +152,7 @@ def _json_lines(raw: bytes) -> list[dict[str, Any]] | None:
 def _load_tolerantly(raw: bytes) -> Any:
     """Read JSON with NaN, lone surrogates or invalid UTF-8, replacing what can't be kept: it was paid for."""
     try:
-        document = json.loads(raw.decode("utf-8-sig", "replace"), parse_int=_integer)
+        document = json.loads(raw.decode("utf-8-sig", "replace"), parse_int=integer_of)
         return json.loads(json.dumps(document, ensure_ascii=False).encode("utf-8", "replace"))
     except (ValueError, RecursionError) as error:
         if isinstance(error, RecursionError) and raw.lstrip()[:1] == b"{":
@@ -169,11 +168,6 @@ def _load_tolerantly(raw: bytes) -> Any:
 
 def _start_of(raw: bytes) -> str:
     return excerpt(raw[:400].decode("utf-8", "replace"))
-
-
-def _integer(digits: str) -> int | float:
-    """An integer; infinity for 400 digits or more, which Python refuses to convert from about 4,300 on."""
-    return int(digits) if len(digits) < 400 else math.inf
 
 
 def _broken(message: str, raw: bytes, *, billed: bool, error_code: str = "") -> BrokenAnswer:

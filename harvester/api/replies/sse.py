@@ -164,7 +164,9 @@ class _Stream:
         except (orjson.JSONDecodeError, RecursionError):
             try:
                 chunk = json.loads(
-                    data.decode("utf-8", "surrogateescape"), parse_int=_integer, parse_constant=self._constant
+                    data.decode("utf-8", "surrogateescape"),
+                    parse_int=integer_of,
+                    parse_constant=self._constant,
                 )
             except (ValueError, RecursionError):
                 raise _LossyEvent from None
@@ -473,6 +475,6 @@ def mend(document: dict[str, Any]) -> tuple[dict[str, Any], bool]:
     return loaded, is_exact
 
 
-def _integer(digits: str) -> int | float:
-    """An integer; infinity for 400 digits or more, which Python refuses to convert from about 4,300 on."""
+def integer_of(digits: str) -> int | float:
+    """Return an integer; infinity for 400 digits or more, since Python refuses to convert 4,300."""
     return int(digits) if len(digits) < 400 else math.inf
