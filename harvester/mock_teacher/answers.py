@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
+from harvester.mock_teacher.occurrences import Occurrences
 from harvester.mock_teacher.settings import EVERY_TASK
 from harvester.mock_teacher.tasks.judging import Preference, biased_verdict
 from harvester.mock_teacher.tasks.rules import JUDGE, Solved, solve, wrong_answer
@@ -53,7 +53,7 @@ class Answerer:
         self._seed = seed
         self._accuracy = accuracy
         self._prefers = prefers
-        self._answered: Counter[bytes] = Counter()
+        self._occurrences = Occurrences()
 
     def answers(self, ask: ChatRequest) -> list[MockAnswer]:
         """Return the `n` answers to a request."""
@@ -62,8 +62,7 @@ class Answerer:
 
     def note_answered(self, ask: ChatRequest) -> None:
         """Count an answer, so that the next equal request above temperature 0 gets another sample."""
-        if ask.temperature > 0 and ask.seed is None:
-            self._answered[ask.body_sha256] += 1
+        self._occurrences.note(ask)
 
     def _answer(self, ask: ChatRequest, solved: Solved | None, choice: int) -> MockAnswer:
         if (biased := biased_verdict(ask.text, self._prefers)) is not None:
@@ -72,7 +71,7 @@ class Answerer:
         digest = hashlib.sha256(f"{self._seed}\0{task}\0".encode() + ask.prompt_sha256)
         if ask.temperature > 0:
             # The body already holds the request's seed, if there is one.
-            occurrence = self._answered[ask.body_sha256] if ask.seed is None else 0
+            occurrence = self._occurrences.of(ask)
             digest.update(ask.body_sha256 + f"\0{occurrence}\0{choice}".encode())
         chance = digest.digest()
         if solved is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections import Counter
 from collections.abc import Awaitable
 from dataclasses import replace
 from functools import lru_cache
@@ -18,6 +17,7 @@ from harvester.mock_teacher.neural.batch import GeneratedRow
 from harvester.mock_teacher.neural.pieces import StopSearch, text_pieces
 from harvester.mock_teacher.neural.scoring import ScoredRow, TokenScore
 from harvester.mock_teacher.neural.worker import ModelThread, load
+from harvester.mock_teacher.occurrences import Occurrences
 from harvester.mock_teacher.tasks.rules import solve
 from harvester.mock_teacher.wire import ChatRequest, context_exceeded
 from harvester.system.token_bytes import token_bytes
@@ -39,7 +39,7 @@ class ModelAnswerer:
         model, self._tokenizer = load(folder)
         self._bytes = token_bytes(self._tokenizer)
         self._seed = seed
-        self._answered: Counter[bytes] = Counter()
+        self._occurrences = Occurrences()
         self._context = int(getattr(model.config, "max_position_embeddings", 2**31))
         ends = model.generation_config.eos_token_id
         ends = ends if isinstance(ends, list) else [ends]
@@ -66,8 +66,7 @@ class ModelAnswerer:
 
     def note_answered(self, ask: ChatRequest) -> None:
         """Count an answer, so that the next equal request above temperature 0 gets another sample."""
-        if ask.temperature > 0 and ask.seed is None:
-            self._answered[ask.body_sha256] += 1
+        self._occurrences.note(ask)
 
     def close(self) -> None:
         """End the model's thread."""
@@ -176,7 +175,7 @@ class ModelAnswerer:
         choice: int,
         future: asyncio.Future[Generated],
     ) -> GeneratedRow:
-        occurrence = self._answered[ask.body_sha256] if ask.seed is None else 0
+        occurrence = self._occurrences.of(ask)
         digest = hashlib.sha256(f"{self._seed}\0{occurrence}\0{choice}\0".encode() + ask.body_sha256).digest()
         loop = future.get_loop()
         stop = StopSearch(ask.stop)
