@@ -28,6 +28,8 @@ Prompts = Sequence[Conversation | Sequence[Message]]
 # Limit on rendering one conversation: a template comes with the base and may loop. transformers runs it in
 # a sandbox, which does not limit its time.
 TEMPLATE_TIMEOUT_S = 5.0
+# Remedy where a template refuses messages.
+ROLES_REMEDY = "roles must be those the student's template knows"
 # Time that templates are given. The current time would change every prompt from one day to the next; Llama
 # 3's template uses this date when it is given none.
 TEMPLATE_TIME = datetime(2024, 7, 26)
@@ -216,6 +218,14 @@ class Renderer:
         conversation = as_conversation(prompt)
         return self.template(self._hidden(conversation.messages), True, self._hidden(conversation.tools))
 
+    def accepts(self, prompt: Conversation | Sequence[Message]) -> bool:
+        """Whether the chat template renders a prompt."""
+        try:
+            self.prompt_text(prompt)
+        except StudentError:
+            return False
+        return True
+
     def learned_prompt(self, prompt: Conversation | Sequence[Message], *, thinks: bool) -> str:
         """Render a prompt as it is learned: with the scaffold, unless the answer begins with reasoning."""
         return self.prompt_text(prompt) + ("" if thinks else self.chat_shape.scaffold)
@@ -274,7 +284,7 @@ class Renderer:
             raise StudentError(
                 f"the chat template refuses these messages: {str(error)[:500]}",
                 place=str(getattr(self.tokenizer, "name_or_path", "")),
-                remedy="roles must be those the student's template knows",
+                remedy=ROLES_REMEDY,
             ) from None
         return str(text)
 

@@ -300,6 +300,15 @@ def nothing_to_learn(config: TrainConfig, excluded: Mapping[str, int]) -> DataEr
     )
 
 
+def nothing_fits(config: TrainConfig) -> DataError:
+    """Return the error of rows of which none has a token to learn, or all are too long."""
+    return DataError(
+        f"no row can be learned: all have more than {config.train.max_length} tokens, or none to learn",
+        place=str(config.corpus),
+        remedy="raise [train] max_length",
+    )
+
+
 def held_out_examples(
     held_out: Sequence[HeldOut], renderer: Renderer, config: TrainConfig
 ) -> tuple[Example, ...]:
@@ -407,11 +416,7 @@ def select(rows: Rows, examples: Sequence[Example], config: TrainConfig, vocabul
     fitting = tuple(e for e, reason in zip(examples, reasons, strict=True) if not reason)
     excluded = Counter(rows.excluded) + Counter(reason for reason in reasons if reason)
     if not fitting:
-        raise DataError(
-            f"no row can be learned: all have more than {config.train.max_length} tokens, or none to learn",
-            place=str(config.corpus),
-            remedy="raise [train] max_length",
-        )
+        raise nothing_fits(config)
     require_embedded(max(int(e.ids.max()) for e in fitting), vocabulary, config)
     digest = hashlib.sha256()
     for example in fitting:
@@ -468,20 +473,12 @@ def render_samples(samples: Sequence[Sample], renderer: Renderer, data: DataSect
         refused = [
             sample.prompt_id
             for sample, conversation in zip(samples, columns[0], strict=True)
-            if not _is_rendered(renderer, conversation)
+            if not renderer.accepts(conversation)
         ]
         if not refused:
             raise
         message = f"{error.message}: {len(refused):,} of {len(samples):,} rows, the first is {refused[0]!r}"
         raise StudentError(message, place=error.place, remedy=error.remedy) from None
-
-
-def _is_rendered(renderer: Renderer, conversation: Conversation) -> bool:
-    try:
-        renderer.prompt_text(conversation)
-    except StudentError:
-        return False
-    return True
 
 
 def _unlearnable(example: Example, max_length: int) -> str:

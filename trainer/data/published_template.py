@@ -55,7 +55,7 @@ def pinned_template(renderer: Renderer, *, thinking: bool) -> str:
         StudentError: no assignment makes the template render the prompts that were learned.
     """
     original = str(renderer.tokenizer.chat_template)
-    probes = [probe for probe in PROBES if _is_rendered(renderer, probe)]
+    probes = [probe for probe in PROBES if renderer.accepts(probe)]
     wanted = [renderer.learned_prompt(probe, thinks=thinking) for probe in probes]
     sizes = range(len(_FIXED_CHOICES) + 1)
     for chosen in chain.from_iterable(combinations(_FIXED_CHOICES, size) for size in sizes):
@@ -116,14 +116,6 @@ def served_prompts(
         None if renderer.has_special_text(conversation) else prompt
         for conversation, prompt in zip(conversations, ids, strict=True)
     ]
-
-
-def _is_rendered(renderer: Renderer, probe: Conversation) -> bool:
-    try:
-        renderer.prompt_text(probe)
-    except StudentError:
-        return False
-    return True
 
 
 def _as_served(

@@ -94,6 +94,8 @@ class StudentForward:
     note: str = ""
 
 
+# Remedy for a student that fails the test.
+_OTHER_STUDENT = "use a student whose architecture `trainer/ARCHITECTURES.md` lists as working"
 # Why rows are not packed, or a student is loaded for its test.
 NO_COPY = "no tiny copy of this architecture can be built and run"
 
@@ -215,7 +217,7 @@ def choose_forward(student: Any, *, place: str, may_pack: bool = True, why_not: 
         raise StudentError(
             f"this student's forward can't be reproduced: {problem}",
             place=place,
-            remedy="use a student whose architecture `trainer/ARCHITECTURES.md` lists as working",
+            remedy=_OTHER_STUDENT,
         )
     note = f"rows are not packed, each document has its own: {reason}. Shorter documents cost padding"
     return StudentForward(own, head, note)
@@ -400,7 +402,7 @@ def _own_gradient(
         raise StudentError(
             f"no gradient reaches the adapter: {kind_and_first_line(error)}",
             place=place,
-            remedy="use a student whose architecture `trainer/ARCHITECTURES.md` lists as working",
+            remedy=_OTHER_STUDENT,
         ) from None
 
 

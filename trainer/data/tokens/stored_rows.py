@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from harvester.terms.lineage import Lineage
 from trainer.config import TrainConfig
-from trainer.data.chat_template import Example, Renderer
+from trainer.data.chat_template import ROLES_REMEDY, Example, Renderer
 from trainer.data.conversation import Conversation
 from trainer.data.data_checks import RenderedRows, RowKinds
 from trainer.data.dataset import HeldOut
@@ -129,7 +129,7 @@ class StoredRows:
             raise StudentError(
                 self.reader.text(int(refused[0])),
                 place=str(config.base),
-                remedy="roles must be those the student's template knows",
+                remedy=ROLES_REMEDY,
             )
         return StoredExamples(self.reader, self.held_out_rows[self.are_targets(config)])
 

@@ -25,6 +25,7 @@ from harvester.system import failpoints
 from harvester.terms.lineage import Lineage
 from trainer.config import TrainConfig
 from trainer.data import array_file, dataset
+from trainer.data.chat_template import ROLES_REMEDY
 from trainer.data.data_checks import Check, RowFaults, RowKinds
 from trainer.data.dataset import Dataset
 from trainer.data.soft_targets import SoftReport
@@ -34,7 +35,7 @@ from trainer.data.tokens.row_record import RowFlag
 from trainer.data.tokens.selection import Selection, select
 from trainer.data.tokens.soft_files import ChosenRows, SoftTargetFiles
 from trainer.data.tokens.stored_rows import StoredRendered, StoredRows
-from trainer.errors import DataError, StudentError
+from trainer.errors import StudentError
 
 PARTS, SELECTIONS, FACTS = "parts", "selections", "selection.json"
 # Threads that compare the files of parts with their hashes; hashing gives other threads time to run.
@@ -200,11 +201,7 @@ def write_selection(  # noqa: PLR0913 - each is a fact of the corpus or of the s
     excluded = Counter(selection.excluded)
     excluded.update({"too long": int(too_long.sum()), "nothing supervised": int(nothing.sum())})
     if not fits.any():
-        raise DataError(
-            f"no row can be learned: all have more than {config.train.max_length} tokens, or none to learn",
-            place=str(config.corpus),
-            remedy="raise [train] max_length",
-        )
+        raise dataset.nothing_fits(config)
     weights = None if selection.weights is None else selection.weights[fits]
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -296,7 +293,7 @@ def _require_learnable(reader: PartReader, selection: Selection, config: TrainCo
             f"{reader.text(first)}: {len(refused):,} of {len(selection.chosen):,} rows, "
             f"the first is {reader.prompt_id(first)!r}",
             place=str(config.base),
-            remedy="roles must be those the student's template knows",
+            remedy=ROLES_REMEDY,
         )
 
 
