@@ -42,6 +42,8 @@ MOST_LOSSES = 3
 _OF_ALL = frozenset({2, 4, 77})
 # Outcome of a rank that was not begun before the fleet was to end.
 _NOTHING_SENT: Mapping[str, Any] = {"exit_code": 0, "ending": "interrupted"}
+# Remedy where ranks are lost.
+_RESUMES = "the same command resumes: what was stored is kept"
 # Seconds after which a rank that does not begin gets a note.
 SLOW_S = 20.0
 
@@ -187,7 +189,7 @@ class _Fleet:
                 HarvesterError(
                     f"the coordinator was lost: {lost}",
                     place="harvester fleet",
-                    remedy="the same command resumes: what was stored is kept",
+                    remedy=_RESUMES,
                 )
             )
         except HarvesterError as error:  # such as a full disk here: the ranks keep what is in flight
@@ -398,7 +400,7 @@ class _Fleet:
                 error = HarvesterError(
                     f"it did not end within {processes.CALL_S:g} s of the second request, and was killed",
                     place=f"rank {number + 1}",
-                    remedy="the same command resumes: what was stored is kept",
+                    remedy=_RESUMES,
                 )
                 self._failed(number, error_facts(error))
 
