@@ -78,6 +78,22 @@ def test_a_bill_can_not_be_talked_down(usage: dict[str, Any], tmp_path: Path) ->
     assert len(ended.answered) < 45
 
 
+def test_reasoning_that_only_the_total_shows_uses_the_budget_up(tmp_path: Path) -> None:
+    body = json.loads(good_body("word " * 100))
+    body["usage"] = {"prompt_tokens": 12, "completion_tokens": 60, "total_tokens": 572}
+    prompts = [f"row {number}" for number in range(30)]
+    with hostile_teacher({prompt: http(json.dumps(body).encode()) for prompt in prompts}) as teacher:
+        ended = harvest(
+            tmp_path,
+            teacher.base_url,
+            prompts,
+            teacher={"price": {"input": 1.0, "output": 1.0, "as_of": "2026-11-01"}},
+            budget={"usd": 0.002},
+        )
+    assert ended.exit_code == 10
+    assert 0 < len(ended.answered) <= 4  # 572 of 2,000 micro-dollars each; 27 answers at 72
+
+
 @pytest.mark.parametrize("top", [1, True, "x", {"a": "b"}, [1], [[]], [{"token": 5}]], ids=repr)
 def test_odd_log_probabilities_lose_no_answer(top: Any) -> None:
     body = json.loads(good_body("4"))

@@ -205,7 +205,7 @@ def _parse(raw: bytes, input_tokens: int, logprobs: bool) -> Completion:
     finish_reason = finish_word(choice)
     finish = finish_of(finish_reason)
     message = _message_of(choice)
-    fields, share = usage_members(holder, document), document.get(SHARE)
+    fields, share = usage_members(holder, document, choice), document.get(SHARE)
     if isinstance(share, Mapping):
         usage, exact = read_share(fields, share), exact and share.get("exact") is not False
     else:

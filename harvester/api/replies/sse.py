@@ -222,6 +222,8 @@ class _Stream:
         if choice is None:
             choice = self._choices[number] = _Choice(number)
         choice.add(part)
+        if part.get("usage") is not None:  # Moonshot's place for the counts
+            self._head["usage"] = part["usage"]
 
     def document(self, raw: bytes) -> Assembled:
         """The document of all chunks.

@@ -1,7 +1,8 @@
 """Read the token counts of an answer, and check them against the answer itself. Pure.
 
 A count that its own answer disproves (0 tokens for a page of text) is no count: it is replaced by an
-estimate, and the counts are marked as corrected. Budgets and bills would otherwise trust it.
+estimate, and the counts are marked as corrected. Budgets and bills would otherwise trust it. What a teacher
+counts beside prompt and answer is added to them: it is billed too.
 """
 
 from __future__ import annotations
@@ -49,6 +50,9 @@ REASONING_MEMBERS = (
     "reasoning_tokens",
     "thoughtsTokenCount",
 )
+# Prompt tokens read from a cache and written into one, which Anthropic leaves out of `input_tokens`.
+ANTHROPIC_CACHE_MEMBERS = ("cache_read_input_tokens", "cache_creation_input_tokens")
+TOTAL_MEMBERS = ("total_tokens", "totalTokens", "totalTokenCount")
 # Member that the body of one choice of several has: how its answer was asked for, and the whole bill.
 SHARE = "harvester_share"
 # Members of the body that hold the counts.
@@ -87,14 +91,19 @@ def apportion(total: int, weights: Sequence[int]) -> list[int]:
 def usage_members(*holders: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the object with the counts, in the first holder that has one; empty where none has."""
     for holder in holders:
-        for name in USAGE_MEMBERS:
-            value = holder.get(name)
+        for value in (*(holder.get(name) for name in USAGE_MEMBERS), _usage_of_groq(holder)):
             if isinstance(value, Mapping) and value:
                 inner = value.get("tokens")
                 return inner if isinstance(inner, Mapping) else value
         if "eval_count" in holder or "prompt_eval_count" in holder:
             return holder
     return {}
+
+
+def _usage_of_groq(holder: Mapping[str, Any]) -> Any:
+    """The counts in the last chunk of Groq's streams."""
+    inner = holder.get("x_groq")
+    return inner.get("usage") if isinstance(inner, Mapping) else None
 
 
 def read_usage(fields: Mapping[str, Any], input_estimate: int, text: str, reasoning: str = "") -> Usage:
@@ -109,6 +118,8 @@ def read_usage(fields: Mapping[str, Any], input_estimate: int, text: str, reason
     reported_input, reported_output = _first(fields, INPUT_MEMBERS), _first(fields, OUTPUT_MEMBERS)
     cached = _first(fields, CACHED_MEMBERS) or 0
     thought = _first(fields, REASONING_MEMBERS) or 0
+    if reported_input is not None and reported_output is not None:
+        reported_input, reported_output = _whole(fields, reported_input, reported_output, cached, thought)
     input_tokens, output_tokens = reported_input, reported_output
     if input_tokens is not None and input_tokens + cached < _fewest_input(input_estimate):
         input_tokens = None
@@ -125,6 +136,26 @@ def read_usage(fields: Mapping[str, Any], input_estimate: int, text: str, reason
         output_tokens=estimate_tokens(written) if output_tokens is None else output_tokens,
         source=USAGE_CORRECTED if is_reported else USAGE_ESTIMATED,
     )
+
+
+def _whole(
+    fields: Mapping[str, Any], input_tokens: int, output_tokens: int, cached: int, thought: int
+) -> tuple[int, int]:
+    """Return both counts with what the teacher counts beside them, and bills all the same.
+
+    Gemini and xAI leave reasoning out of the output tokens, Anthropic its cache out of the input tokens. A
+    total that is larger than both shows the first; a part that is larger than its whole shows either.
+    """
+    written = _first(fields, ANTHROPIC_CACHE_MEMBERS[1:]) or 0
+    total = _first(fields, TOTAL_MEMBERS) or 0
+    beside = total - input_tokens - output_tokens
+    is_anthropic = "input_tokens" in fields and "prompt_tokens" not in fields
+    is_apart = is_anthropic and any(name in fields for name in ANTHROPIC_CACHE_MEMBERS)
+    if is_apart or cached > input_tokens or (beside > 0 and beside == cached + written):
+        input_tokens += cached + written
+    if thought > output_tokens:
+        output_tokens += thought
+    return input_tokens, max(output_tokens, total - input_tokens)
 
 
 def share_members(usage: Usage) -> dict[str, Any]:
@@ -187,7 +218,9 @@ def _first(fields: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
 
 
 def _count(value: Any) -> int | None:
-    """A count of tokens; None for what is none. JSON of some servers writes 12 as 12.0."""
+    """A count of tokens; None for what is none. Some servers write 12 as 12.0, or as text (protobuf)."""
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10:
+        value = int(value)
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_PLAUSIBLE_TOKENS:

@@ -65,6 +65,78 @@ def test_unusable_usage_is_estimated_and_says_so(usage: Any) -> None:
     assert (parsed.usage.input_tokens, parsed.usage.output_tokens) == (7, estimate_tokens(4))
 
 
+@pytest.mark.parametrize(
+    ("usage", "counts"),
+    [
+        # Gemini leaves reasoning out of both counts, and only the total has it.
+        ({"prompt_tokens": 12, "completion_tokens": 6, "total_tokens": 518}, (12, 506)),
+        # xAI names it, beside the output tokens; so do servers that send no total.
+        (
+            {
+                "prompt_tokens": 12,
+                "completion_tokens": 600,
+                "total_tokens": 1112,
+                "completion_tokens_details": {"reasoning_tokens": 500},
+            },
+            (12, 1100),
+        ),
+        (
+            {
+                "prompt_tokens": 12,
+                "completion_tokens": 6,
+                "completion_tokens_details": {"reasoning_tokens": 500},
+            },
+            (12, 506),
+        ),
+        # Anthropic leaves its cache out of the input tokens.
+        (
+            {
+                "input_tokens": 2000,
+                "output_tokens": 6,
+                "cache_read_input_tokens": 1000,
+                "cache_creation_input_tokens": 300,
+            },
+            (3300, 6),
+        ),
+        ({"prompt_tokens": 12, "completion_tokens": 6, "cache_read_input_tokens": 1000}, (1012, 6)),
+        (
+            {
+                "prompt_tokens": 2000,
+                "completion_tokens": 6,
+                "total_tokens": 3006,
+                "cache_read_input_tokens": 1000,
+            },
+            (3000, 6),
+        ),
+        # Nothing is beside these.
+        ({"prompt_tokens": 1300, "completion_tokens": 6, "cache_read_input_tokens": 1000}, (1300, 6)),
+        ({"prompt_tokens": 12, "completion_tokens": 6, "total_tokens": 18}, (12, 6)),
+        ({"prompt_tokens": 12, "completion_tokens": 6, "total_tokens": 9}, (12, 6)),
+        ({"prompt_tokens": 12, "completion_tokens": 6, "total_tokens": 10**15}, (12, 6)),
+        ({"prompt_tokens": "12", "completion_tokens": "6", "total_tokens": "18"}, (12, 6)),
+    ],
+    ids=range(11),
+)
+def test_what_is_counted_beside_prompt_and_answer_is_billed(
+    usage: dict[str, Any], counts: tuple[int, int]
+) -> None:
+    parsed = parse(body({"content": "four"}, usage=usage), input_tokens=7)
+    assert (parsed.usage.input_tokens, parsed.usage.output_tokens) == counts
+    assert parsed.usage.source == "reported"
+
+
+@pytest.mark.parametrize("place", ["choice", "x_groq"])
+def test_counts_in_a_choice_or_beside_it_are_found(place: str) -> None:
+    usage = {"prompt_tokens": 12, "completion_tokens": 6}
+    choice: dict[str, Any] = {"index": 0, "delta": {"content": "four"}, "finish_reason": "stop"}
+    chunk: dict[str, Any] = {"choices": [choice]}
+    (choice if place == "choice" else chunk).update(
+        {"usage": usage} if place == "choice" else {"x_groq": {"usage": usage}}
+    )
+    parsed = parse(b"data: " + orjson.dumps(chunk) + b"\n\ndata: [DONE]\n\n")
+    assert (parsed.usage.input_tokens, parsed.usage.output_tokens) == (12, 6)
+
+
 def test_content_parts_reasoning_and_tools() -> None:
     parsed = parse(
         body(
