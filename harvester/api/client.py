@@ -62,6 +62,8 @@ MAX_BODY_BYTES = 32 * 1024 * 1024
 MAX_HEADER_BYTES = 64 * 1024
 # Seconds of silence after which a complete body is taken as it is, though its framing promises more.
 FRAMING_PATIENCE_S = 2.0
+# Statuses besides 200 under which an answer may come.
+_OTHER_SUCCESSES = range(201, 300)
 # With these bytes a complete body ends.
 _LAST_BYTES = (b"}", b"]")
 KEEP_ALIVE_S = 60.0
@@ -206,7 +208,7 @@ class Client:
         url = self._url(endpoint, request.path)
         with self._naming_errors(url):
             answer = await self._exchange("POST", url, endpoint, headers, content, expected)
-            if answer.status != 200:
+            if answer.status != 200 and not await _is_answer(answer):
                 raise await self._refusal(answer, url)
         return answer
 
@@ -347,6 +349,11 @@ class Client:
         )
 
 
+async def _is_answer(answer: RawAnswer) -> bool:
+    """Whether a reply with another status than 200 is an answer: some gateways send 201, 202 or 203."""
+    return answer.status in _OTHER_SUCCESSES and await parse_in_child.has_choices(answer.body)
+
+
 async def _in_pieces(content: bytes) -> AsyncIterator[bytes]:
     for start in range(0, len(content), PIECE_BYTES):
         yield content[start : start + PIECE_BYTES]
@@ -418,6 +425,11 @@ class _Reading:
         self._stream = _BodyStream(response)
         response.stream = self._stream
 
+    @property
+    def _needs_end(self) -> bool:
+        """Whether the body counts only when it is complete. That of an error status needs no end."""
+        return self._response.status_code == 200 or self._response.status_code in _OTHER_SUCCESSES
+
     async def read(self) -> bytes:
         """Return the body.
 
@@ -446,12 +458,7 @@ class _Reading:
             if timer is not None:
                 timer.cancel()
         error, body = self._stream.error, bytes(self._received)
-        # An error status needs no complete body.
-        if (
-            error is not None
-            and self._response.status_code == 200
-            and not await parse_in_child.is_complete(body)
-        ):
+        if error is not None and self._needs_end and not await parse_in_child.is_complete(body):
             raise error
         return body
 
@@ -462,8 +469,8 @@ class _Reading:
             reader.set_exception(aiohttp.ClientPayloadError("nothing more came"))
 
     def _is_readable(self) -> bool:
-        """Whether what came is complete. An error status needs no complete body."""
-        if self._response.status_code != 200:
+        """Whether what came is complete."""
+        if not self._needs_end:
             return True
         body = bytes(self._received)
         return not parse_in_child.is_heavy(body) and completion.is_complete(body, self._choices)

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import orjson
 
-from harvester.api.error_fields import ErrorFields, error_of_reply, find_error
+from harvester.api.error_fields import ErrorFields, error_by_words, error_of_reply, find_error
 from harvester.api.http_values import parse_date, parse_number
 from harvester.errors import (
     BrokenAnswer,
@@ -74,7 +74,7 @@ def error_inside(document: Any, body: bytes, *, is_stream: bool = False) -> Teac
     Its message says where the error was and which HTTP status it stands for. A BrokenAnswer is one whose
     meaning is not known; its message quotes the teacher.
     """
-    fields = find_error(document)
+    fields = find_error(document) or (None if is_stream else error_by_words(document))
     if fields is None:
         return None
     status = 451 if fields.is_moderated else fields.status_by_words()

@@ -60,6 +60,7 @@ ERROR_ENVELOPES = (
 _MAX_DEPTH = 4
 _SUCCESS = frozenset(
     {"", "0", "200", "20000", "ok", "success", "succeeded", "none", "null", "false", "completed"}
+    | {"nil", "<nil>", "undefined", "no error"}
 )
 
 # Error codes of an account without credit.
@@ -259,6 +260,16 @@ def find_error(document: Any) -> ErrorFields | None:
     return _find(document, 0)
 
 
+def error_by_words(document: Any) -> ErrorFields | None:
+    """Return the error that a body without an answer tells in words alone; None where they say nothing."""
+    if not isinstance(document, Mapping) or choices_of(document)[0] is not None:
+        return None
+    if not any(isinstance(document.get(name), str) for name in MESSAGE_MEMBERS):
+        return None
+    fields = _fields(document)
+    return fields if fields.is_moderated or fields.status_by_words() else None
+
+
 def error_of_reply(document: Any) -> ErrorFields:
     """Return what the body of a reply with an error status says, in whatever form."""
     fields = _find(document, 0)
@@ -330,7 +341,10 @@ def _is_error(value: Any) -> bool:
     if isinstance(value, Mapping):
         if "code" in value and value["code"] is not None and _is_success(value["code"]):
             return False
-        return any(item not in (None, "", [], {}, False) for item in value.values())
+        return any(
+            item not in (None, "", [], {}, False) and not (isinstance(item, str) and _is_success(item))
+            for item in value.values()
+        )
     return bool(value)
 
 
@@ -340,7 +354,7 @@ def _is_failure(document: Mapping[str, Any]) -> bool:
         return True
     message = next((document[name] for name in MESSAGE_MEMBERS if document.get(name)), None)
     if not isinstance(message, str | list):
-        return False
+        return any(_status_of_number(document.get(name), {}) for name in CODE_MEMBERS)
     codes = [document[name] for name in CODE_MEMBERS if name in document]
     return any(not _is_success(code) for code in codes) or (not codes and "detail" in document)
 

@@ -177,6 +177,11 @@ async def is_complete(raw: bytes) -> bool:
         return False
 
 
+async def has_choices(raw: bytes) -> bool:
+    """Whether a body holds an answer; True where it takes too long to tell: nothing else is as large."""
+    return is_heavy(raw) or completion.has_choices(raw)
+
+
 async def redact(redactor: Redactor, body: bytes) -> bytes:
     """Remove the credential from a body.
 

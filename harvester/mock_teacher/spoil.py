@@ -6,7 +6,7 @@ import copy
 import json
 import re
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -281,6 +281,11 @@ def spoil_body(action: str, options: Options, reply: SpoiledReply) -> SpoiledRep
             reply.headers, {"content-type": options.get("content_type", "application/json")}
         )
         return SpoiledReply(reply.status, headers, as_bytes(options["value"]))
+    if action == "answer_status":
+        return replace(reply, status=options.get("status", 201))
+    if action == "around":
+        prefix, suffix = (str(options.get(name, "")).encode() for name in ("prefix", "suffix"))
+        return SpoiledReply(reply.status, reply.headers, prefix + reply.whole_body() + suffix)
     if action == "long_header":
         headers = _with_headers(reply.headers, {"x-filler": "a" * options.get("bytes", 9000)})
         return replace(reply, headers=headers)
@@ -323,11 +328,29 @@ def spoil_stream(action: str, options: Options, reply: SpoiledReply) -> SpoiledR
     elif action == "stream_split_emoji":
         halves = tuple(_half_event(half) for half in ("\\ud83d", "\\ude00"))
         events = (*events[:1], *halves, *events[1:])
+    elif action == "stream_no_blank_lines":
+        events = tuple(line.removesuffix(b"\n") for line in events)
+    elif action == "stream_so_far":
+        events = _so_far(events)
     elif action == "stream_junk":
         events = (*kept, b"data: {not json\n\n", *events[len(kept) :])
     else:  # stream_comments: keep-alives between all events
         events = tuple(part for line in events for part in (b": keep-alive\n\n", line))
     return replace(reply, events=events)
+
+
+def _so_far(events: Sequence[bytes]) -> tuple[bytes, ...]:
+    """The events with all text so far in each delta that has content."""
+    text: dict[int, str] = {}
+    changed = []
+    for line in events:
+        chunk = json.loads(line.removeprefix(b"data: ")) if line.startswith(b"data: {") else {}
+        for choice in chunk.get("choices", ()):
+            if piece := choice["delta"].get("content"):
+                text[choice["index"]] = text.get(choice["index"], "") + piece
+                choice["delta"]["content"] = text[choice["index"]]
+        changed.append(event(chunk) if chunk else line)
+    return tuple(changed)
 
 
 def _half_event(half: str) -> bytes:

@@ -57,6 +57,7 @@ SHAPES = [
         reasoning=THOUGHT,
     ),
     Shape(71, {"action": "think"}, reasoning=THOUGHT),
+    Shape(71, {"action": "content", "value": f"<|channel|>final<|message|>{ANSWER}<|return|>"}),
     Shape(71, {"action": "think", "form": "closing"}, reasoning=THOUGHT),
     Shape(71, {"action": "think", "form": "opening"}, outcome="empty", text="", reasoning=THOUGHT),
     *(
@@ -66,6 +67,7 @@ SHAPES = [
             ("max_tokens", "truncated"),
             ("SAFETY", "filtered"),
             ("COMPLETE", "ok"),
+            ("content_filter: PROHIBITED_CONTENT", "filtered"),
             ("because", "unknown"),
         )
     ),
@@ -80,9 +82,18 @@ SHAPES = [
     Shape(76, {"action": "legacy_logprobs"}, sampling={"top_logprobs": 2}, streams=WHOLE),
     Shape(77, {"action": "no_done"}, streams=STREAM),
     Shape(77, {"action": "stream_split_emoji"}, text="\N{GRINNING FACE}" + ANSWER, streams=STREAM),
+    Shape(77, {"action": "stream_no_blank_lines"}, streams=STREAM),
     Shape(77, {"action": "stream_no_finish"}, outcome="unknown", streams=STREAM),
     Shape(77, {"action": "stream_junk", "events": 1}, outcome="unknown", streams=STREAM),
     *(Shape(78, {"action": action}) for action in ("chunk_no_end", "length_no_end", "open_end")),
+    Shape(
+        78,
+        {"action": "around", "prefix": ": keep-alive\n\n", "suffix": "\n\ndata: [DONE]\n\n"},
+        streams=WHOLE,
+    ),
+    Shape(78, {"action": "around", "suffix": "<!-- -->"}, outcome="unknown", streams=WHOLE),
+    Shape(78, {"action": "answer_status", "status": 201}),
+    Shape(78, {"action": "headers", "value": {"content-encoding": "gzip"}}),
     Shape(79, {"action": "long_header"}),
     Shape(79, {"action": "long_header", "bytes": 8200}),
     Shape(79, {"action": "long_header", "bytes": 60000}),
@@ -164,6 +175,7 @@ REFUSALS = [
     Refusal(82, {"action": "base_resp", "message": "odd words"}, 4, "odd words"),
     Refusal(82, {"action": "base_resp", "code": 1002}, 0, "", times=1),
     Refusal(82, {"action": "base_resp", "code": 7777, "message": "odd words"}, 3, "odd words", dead=1),
+    Refusal(82, {"action": "body", "value": {"message": "Too many requests"}}, 0, "", times=1),
     Refusal(83, {"action": "status", "status": 403, "body": {"error": MODERATED}}, 3, "flagged", dead=1),
     Refusal(
         83,

@@ -78,6 +78,21 @@ def test_a_decoder_gives_pieces_of_limited_size_and_reads_what_servers_send() ->
         list(Decoder("gzip").decode(b"no gzip at all"))
 
 
+def test_the_first_bytes_of_a_body_count_before_a_wrong_header() -> None:
+    plain = good_body("4")
+    for encoding in ("utf-8", "none", "aws-chunked", "gzip", "deflate", "br", "gzip, br", ""):
+        assert b"".join(_pieces(encoding, plain, None)) == plain, encoding
+        assert b"".join(_pieces(encoding, gzip.compress(plain), None)) == plain, encoding
+    for byte_by_byte in ("gzip", "br", ""):
+        decoder, packed = Decoder(byte_by_byte), gzip.compress(plain)
+        pieces = [piece for at in range(len(packed)) for piece in decoder.decode(packed[at : at + 1])]
+        assert b"".join(pieces) == plain or byte_by_byte == ""
+    with pytest.raises(EncodingError, match="more than one"):
+        list(Decoder("gzip").decode(gzip.compress(gzip.compress(plain))))
+    with pytest.raises(EncodingError, match="br, not asked for"):
+        list(Decoder("br").decode(b"\x0b\x02\x80four\x03"))
+
+
 _decoders: dict[int, Decoder] = {}
 
 

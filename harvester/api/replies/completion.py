@@ -15,15 +15,16 @@ from typing import Any
 import orjson
 
 from harvester.api.error_body import error_inside, excerpt
-from harvester.api.replies.lines import split_lines
+from harvester.api.replies.framing import read_documents, unframed, unwrapped
 from harvester.api.replies.logprobs import read_logprobs
-from harvester.api.replies.sse import Assembled, assemble, assemble_lines, integer_of, is_stream
+from harvester.api.replies.sse import Assembled, assemble, assemble_lines, is_stream
 from harvester.api.replies.usage import SHARE, estimate_tokens, read_share, read_usage, usage_members
 from harvester.api.response_format import matches
 from harvester.api.shapes.envelopes import choices_of
 from harvester.api.shapes.finish import Finish, finish_of, finish_word
 from harvester.api.shapes.parts import NESTED_MEMBERS, REASONING_MEMBERS, read_content, read_reasoning
 from harvester.api.shapes.thoughts import split_thoughts
+from harvester.api.shapes.turn_marks import without_marks
 from harvester.api.types import Completion, Outcome, Usage
 from harvester.errors import BrokenAnswer, TeacherError
 from harvester.system.failpoints import reach
@@ -96,6 +97,15 @@ def is_complete(raw: bytes, choices: int = 1) -> bool:
     return len(loaded.document.get("choices", ())) - len(loaded.unfinished) >= choices
 
 
+def has_choices(raw: bytes) -> bool:
+    """Whether a body holds an answer, in whatever shape."""
+    try:
+        document = load_choices(raw).document
+    except (TeacherError, RecursionError, OverflowError):
+        return False
+    return bool(choices_of(document)[0])
+
+
 def count_elements(raw: bytes) -> int:
     """Count what may become a list, an object, a member or an element, without parsing: an upper bound."""
     return raw.count(b",") + raw.count(b"[") + raw.count(b"{")
@@ -120,42 +130,37 @@ def load_choices(raw: bytes) -> Assembled:
     """
     if len(raw) > UNCOUNTED_BYTES and count_elements(raw) > MAX_ELEMENTS:
         raise OverflowError("more elements than an answer can have")
-    if is_stream(raw):
+    text = unframed(raw)
+    if is_stream(text):
         return assemble(raw)
     exact = True
     try:
-        document = orjson.loads(raw.removeprefix(b"\xef\xbb\xbf"))
+        document = orjson.loads(text)
     except (orjson.JSONDecodeError, RecursionError):
-        lines = _json_lines(raw)
-        if lines is not None:
-            return assemble_lines(lines)
-        document, exact = _load_tolerantly(raw), False
+        documents, exact = _load_tolerantly(text, raw)
+        if len(documents) > 1 and all(isinstance(each, dict) for each in documents):
+            assembled = assemble_lines(documents)
+            return replace(assembled, is_exact=assembled.is_exact and exact)
+        document = documents[0]
     if isinstance(document, list) and len(document) == 1:
         document = document[0]
+    document = unwrapped(document)
     if not isinstance(document, dict):
         raise _broken(f"status 200 whose body is not a JSON object: {_start_of(raw)}", raw, billed=False)
     whole: frozenset[int] = frozenset()
     return Assembled(document, exact, True, inexact=whole, unfinished=whole, stray=whole)
 
 
-def _json_lines(raw: bytes) -> list[dict[str, Any]] | None:
-    """The objects of a body of several JSON lines, which some servers stream; None for anything else."""
-    if raw.lstrip()[:1] != b"{" or b"}\n" not in raw.replace(b"\r", b""):
-        return None
-    try:
-        rows = [orjson.loads(line) for line in split_lines(raw) if line.strip()]
-    except (orjson.JSONDecodeError, RecursionError):
-        return None
-    return rows if len(rows) > 1 and all(isinstance(row, dict) for row in rows) else None
+def _load_tolerantly(text: bytes, raw: bytes) -> tuple[list[Any], bool]:
+    """Read JSON with NaN, lone surrogates, invalid UTF-8, or more behind it: it was paid for.
 
-
-def _load_tolerantly(raw: bytes) -> Any:
-    """Read JSON with NaN, lone surrogates or invalid UTF-8, replacing what can't be kept: it was paid for."""
+    Returns its documents (some servers stream several, one a line), and whether nothing had to be replaced.
+    """
     try:
-        document = json.loads(raw.decode("utf-8-sig", "replace"), parse_int=integer_of)
-        return json.loads(json.dumps(document, ensure_ascii=False).encode("utf-8", "replace"))
+        documents, exact = read_documents(text.decode("utf-8", "replace"))
+        return documents, exact and _is_utf8(text)
     except (ValueError, RecursionError) as error:
-        if isinstance(error, RecursionError) and raw.lstrip()[:1] == b"{":
+        if isinstance(error, RecursionError) and text.lstrip()[:1] == b"{":
             raise  # an object nested too deep: it was paid for, so `parse` stores it as `unknown`
         is_page = raw.lstrip()[:1] == b"<"  # HTML from a proxy in between
         raise _broken(
@@ -164,6 +169,14 @@ def _load_tolerantly(raw: bytes) -> Any:
             billed=not is_page,
             error_code="html" if is_page else "",
         ) from None
+
+
+def _is_utf8(text: bytes) -> bool:
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _start_of(raw: bytes) -> str:
@@ -293,14 +306,17 @@ def _message_of(choice: Mapping[str, Any]) -> _Message:
         thoughts.append(("".join(content.reasoning), True))
     if text:
         text, inline, no_tag_left = split_thoughts(text)
-        thoughts.append((inline, no_tag_left))
-    refusal = read_content(message.get("refusal"))
-    tools = message.get("tool_calls") or message.get("function_call") or list(content.tools) or None
+        text, is_one_turn = without_marks(text)
+        thoughts.append((inline, no_tag_left and is_one_turn))
+    refusal = read_content(message.get("refusal") or None)  # false, {}
+    tools = _given(message.get("tool_calls")) or _given(message.get("function_call"))
+    tools = tools or list(content.tools) or None
+    refused = "".join((*refusal.text, *refusal.refusal, *content.refusal))
     is_clear = is_clear and refusal.understood and all(clear for _, clear in thoughts) and _are_tools(tools)
     return _Message(
         text=text,
         reasoning="\n\n".join(thought for thought, _ in thoughts if thought) or None,
-        refusal="".join((*refusal.text, *refusal.refusal, *content.refusal)) or None,
+        refusal=refused if refused.strip() else None,
         tools=tools,
         is_clear=is_clear,
     )
@@ -310,6 +326,23 @@ def texts_of(choice: Mapping[str, Any]) -> tuple[str, str]:
     """Return everything that a choice holds: text with refusal and tool calls, and reasoning."""
     message = _message_of(choice)
     return message.written(), message.reasoning or ""
+
+
+def _given(calls: Any) -> Any:
+    """Tool calls without those that hold nothing: some servers send one in every message."""
+    if isinstance(calls, Mapping):
+        return calls if _holds_something(calls) else None
+    if isinstance(calls, list):
+        return [call for call in calls if not isinstance(call, Mapping) or _holds_something(call)]
+    return calls
+
+
+def _holds_something(call: Mapping[str, Any]) -> bool:
+    """Whether a tool call has an id, a name or arguments, directly or in `function`."""
+    function = call.get("function")
+    if isinstance(function, Mapping):
+        call = {**call, **function, "function": None}
+    return any(value for name, value in call.items() if name not in ("index", "type"))
 
 
 def _text_in(holder: Any) -> Any:

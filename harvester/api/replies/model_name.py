@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 
 from harvester.api.replies import completion
+from harvester.api.replies.framing import unframed
 from harvester.api.replies.sse import is_end_mark, is_stream, named_events
 from harvester.errors import TeacherError
 
@@ -45,7 +46,8 @@ def model_and_provider(raw: bytes) -> tuple[str, str]:
 def _string_member(raw: bytes, name: str) -> str:
     """The member of the body, or the last one among the events of a stream; "" when it is no string."""
     value: Any = _ABSENT
-    if is_stream(raw):
+    document = unframed(raw)
+    if is_stream(document):
         for _, event in named_events(raw):
             if is_end_mark(event):
                 break
@@ -53,7 +55,7 @@ def _string_member(raw: bytes, name: str) -> str:
             if member is not _ABSENT and (member is not None or value is _ABSENT):
                 value = member
     else:
-        value = _top_level_member(raw.removeprefix(b"\xef\xbb\xbf"), name)
+        value = _top_level_member(document, name)
     return value if isinstance(value, str) else ""
 
 

@@ -23,6 +23,7 @@ from harvester.api.replies.logprobs import PER_TOKEN_MEMBERS
 from harvester.api.shapes.envelopes import BARE_TEXT_MEMBERS, choices_of
 from harvester.api.shapes.finish import finish_word
 from harvester.api.shapes.parts import NESTED_MEMBERS, REASONING_MEMBERS
+from harvester.api.shapes.repeats import without_repeats
 from harvester.api.shapes.snapshots import Snapshots
 from harvester.errors import ConnectionBroken
 
@@ -30,6 +31,8 @@ _FIELDS = (b"data:", b"event:", b"id:", b"retry:", b":")
 DONE = b"[DONE]"
 # Data of events that carry nothing: end marks of other spellings, and keep-alives.
 _END_MARKS = frozenset({b"[done]", b'"[done]"', b"done"})
+# Names of events that end a stream, whatever their data is.
+_END_NAMES = frozenset({b"done", b"end", b"complete", b"completed", b"message_stop"})
 _KEEP_ALIVES = frozenset(
     {b"", b"ping", b"keep-alive", b"keepalive", b"heartbeat", b"null", b"{}", b'"ping"', b"[ping]"}
 )
@@ -94,6 +97,8 @@ def assemble(raw: bytes) -> Assembled:
             break
         if stream.add_event(name, data):
             break
+        if name in _END_NAMES:
+            stream.end()
     return stream.document(raw)
 
 
@@ -116,11 +121,24 @@ def named_events(raw: bytes) -> Iterator[tuple[bytes, bytes]]:
             lines.append(line[5:].removeprefix(b" "))
         elif line.startswith(b"event:"):
             name = line[6:].strip()
-        elif not line and lines:
-            yield name, b"\n".join(lines)
+        elif not line:
+            yield from _events(name, lines)
             lines, name = [], b""
-    if lines:
+    yield from _events(name, lines)
+
+
+def _events(name: bytes, lines: list[bytes]) -> Iterator[tuple[bytes, bytes]]:
+    """One event of these data lines; several where each line is whole: some servers leave blank lines out."""
+    if len(lines) > 1 and all(_is_whole(line) for line in lines):
+        for line in lines:
+            yield name, line
+    elif lines or name in _END_NAMES:
         yield name, b"\n".join(lines)
+
+
+def _is_whole(line: bytes) -> bool:
+    text = line.strip()
+    return (text[:1] == b"{" and text[-1:] == b"}") or is_end_mark(text) or text.lower() in _KEEP_ALIVES
 
 
 class _Stream:
@@ -201,7 +219,11 @@ class _Stream:
                     self._head[name] = value
         if not any(chunk.get(name) for name in ERROR_MEMBERS) and choices and "base_resp" not in chunk:
             return self._has_error_in_choice(choices)
-        return find_error(chunk) is not None
+        if find_error(chunk) is None:
+            return False
+        if find_error({**self._head, "choices": [{}]}) is None:  # the chunk is an error itself
+            self._head["error"] = chunk
+        return True
 
     def _has_error_in_choice(self, choices: list[Any]) -> bool:
         for part in choices:
@@ -366,7 +388,7 @@ class _Choice:
 
     def joined(self) -> dict[str, Any]:
         """The choice of an unstreamed body."""
-        message = {name: _join(pieces) for name, pieces in self._pieces.items()}
+        message = {name: self._join(name, pieces) for name, pieces in self._pieces.items()}
         message = {**self._rest, **message}
         if self._calls:
             message["tool_calls"] = [call.joined() for call in self._calls]
@@ -382,6 +404,17 @@ class _Choice:
             "finish_reason": self.finish or None,
             "logprobs": self._logprobs or None,
         }
+
+    def _join(self, name: str, pieces: list[Any]) -> Any:
+        """The value of a field that came in pieces: a text, or a list of parts where some are no text."""
+        if all(isinstance(piece, str) for piece in pieces):
+            kept, is_clear = without_repeats(pieces)
+            self.is_exact = self.is_exact and is_clear
+            return "".join(kept) if pieces else None
+        parts: list[Any] = []
+        for piece in pieces:
+            parts.extend(piece if isinstance(piece, list) else [piece])
+        return parts
 
     def _from_snapshots(self) -> dict[str, Any]:
         """The message of a stream that sends messages in place of deltas: each whole so far, or pieces."""
@@ -446,16 +479,6 @@ def _may_hold_text(chunk: Mapping[str, Any]) -> bool:
 def _name_of(part: Mapping[str, Any]) -> Any:
     function = part.get("function")
     return function.get("name") if isinstance(function, Mapping) else None
-
-
-def _join(pieces: list[Any]) -> Any:
-    """The value of a field that came in pieces: a text, or a list of parts where some are no text."""
-    if all(isinstance(piece, str) for piece in pieces):
-        return "".join(pieces) if pieces else None
-    parts: list[Any] = []
-    for piece in pieces:
-        parts.extend(piece if isinstance(piece, list) else [piece])
-    return parts
 
 
 def mend(document: dict[str, Any]) -> tuple[dict[str, Any], bool]:

@@ -28,8 +28,14 @@ FINISH_WORDS: dict[str, Finish] = {
             "stopsequence",
             "stopstring",
             "stoptoken",
+            "stopstr",
+            "stopword",
+            "stopwords",
+            "stopstringfound",
             "eos",
+            "eosfound",
             "eostoken",
+            "eostokenid",
             "eot",
             "endturn",
             "endofturn",
@@ -60,11 +66,20 @@ FINISH_WORDS: dict[str, Finish] = {
             "maxnewtokens",
             "maxoutputtokens",
             "maxtokensreached",
+            "maxtokensexceeded",
+            "maxcompletiontokens",
+            "maxoutputtokensreached",
+            "maxpredictedtokensreached",
             "modellength",
             "modelcontextwindowexceeded",
             "contextlengthexceeded",
             "contextwindowexceeded",
+            "contextlength",
+            "contextlengthreached",
             "tokenlimit",
+            "tokenlimitreached",
+            "timelimit",
+            "maxtime",
             "truncated",
             "incomplete",
             "errorlimit",
@@ -89,6 +104,7 @@ FINISH_WORDS: dict[str, Finish] = {
             "spii",
             "imagesafety",
             "guardrailintervened",
+            "modelarmor",
             "errortoxic",
         ),
         Finish.FILTER,
@@ -106,6 +122,11 @@ FINISH_WORDS: dict[str, Finish] = {
             "cancelled",
             "canceled",
             "usercancel",
+            "userstopped",
+            "modelunloaded",
+            "malformedfunctioncall",
+            "malformedmodeloutput",
+            "malformedtooluse",
             "interrupted",
             "insufficientsystemresource",
             "failed",
@@ -117,6 +138,10 @@ FINISH_WORDS: dict[str, Finish] = {
         Finish.BROKEN,
     ),
 }
+# What some servers write as long as an answer has not ended, in place of null.
+NO_WORDS = frozenset(
+    {"null", "none", "nil", "unspecified", "notfinished", "notstop", "inprogress", "undefined"}
+)
 # Members that hold the finish word, in the order in which they are asked.
 FINISH_MEMBERS = (
     "finish_reason",
@@ -127,17 +152,29 @@ FINISH_MEMBERS = (
     "native_finish_reason",
 )
 
+_MAX_PARTS = 3
+_LONGEST_NO_WORD = 40
 _WORD = re.compile(r"[^a-z0-9]+")
 
 
 def finish_of(word: Any) -> Finish | None:
-    """Return what a finish word says; None for one that is not in the table."""
+    """Return what a finish word says; None for one that is not in the table.
+
+    Of `content_filter: PROHIBITED_CONTENT` the first part counts that is in the table, and any before `stop`.
+    """
     if not isinstance(word, str):
         return None
     if word.strip() == "</s>":
         return Finish.END
+    if ":" not in word:
+        return FINISH_WORDS.get(_plain(word))
+    kinds = [kind for part in word.split(":", _MAX_PARTS) if (kind := FINISH_WORDS.get(_plain(part)))]
+    return next((kind for kind in kinds if kind is not Finish.END), kinds[0] if kinds else None)
+
+
+def _plain(word: str) -> str:
     plain = _WORD.sub("", word.lower())
-    return FINISH_WORDS.get(plain.removeprefix("finishreason") or plain)
+    return plain.removeprefix("finishreason") or plain
 
 
 def finish_word(*holders: Mapping[str, Any]) -> str:
@@ -150,5 +187,7 @@ def finish_word(*holders: Mapping[str, Any]) -> str:
                     (value[key] for key in ("type", "reason", *FINISH_MEMBERS) if value.get(key)), None
                 )
             if isinstance(value, str | int) and not isinstance(value, bool) and value != "":
-                return str(value)
+                word = str(value)
+                if _plain(word[:_LONGEST_NO_WORD]) not in NO_WORDS:
+                    return word
     return ""

@@ -46,6 +46,12 @@ REASONING_TEXT_MEMBERS = ("thinking", "reasoning", "reasoning_content", "text", 
 # Members that hold answers elsewhere. Inside a message, next to its content, they are not understood.
 NESTED_MEMBERS = ("message", "delta", "choices", "value", "parts", "output_text")
 
+# Members that an object in place of text may have beside its text.
+_BESIDE_TEXT = frozenset(
+    {"type", "role", "id", "index", "logprobs", "annotations", "citations", "signature", "metadata"}
+    | {"thought", "thought_signature", "thoughtSignature", "cache_control", "extra_content"}
+    | {*TEXT_MEMBERS, *REASONING_TEXT_MEMBERS, *REASONING_MEMBERS, *NESTED_MEMBERS}
+)
 _MAX_DEPTH = 8
 
 
@@ -164,6 +170,8 @@ def _untyped_part(part: Mapping[str, Any], role: Role, depth: int) -> Content:
     if not any(name in part for name in TEXT_MEMBERS):
         return _text_part(part, Role.REASONING if thoughts else role, depth)
     content = _text_part(part, role, depth)
+    if role is Role.TEXT and any(part[name] for name in part.keys() - _BESIDE_TEXT):
+        return replace(content, understood=False)  # it may be a JSON answer with a member of that name
     if role is not Role.TEXT or not thoughts:
         return content
     return _join([content, *(_read(part[name], Role.REASONING, depth + 1) for name in thoughts)])

@@ -13,8 +13,12 @@ THINK_TAGS = (
     ("<reasoning>", "</reasoning>"),
     ("[THINK]", "[/THINK]"),
     ("<seed:think>", "</seed:think>"),
+    ("<mm:think>", "</mm:think>"),
+    ("<longcat_think>", "</longcat_think>"),
     ("◁think▷", "◁/think▷"),
     ("<|begin_of_thought|>", "<|end_of_thought|>"),
+    ("<unused94>thought", "<unused95>"),
+    ("<|channel>thought", "<channel|>"),
     ("<|START_THINKING|>", "<|END_THINKING|>"),
     ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>"),
 )
@@ -41,7 +45,7 @@ def split_thoughts(text: str) -> tuple[str, str | None, bool]:
     if _MARK.search(text) is None:
         return text, None, True
     blocks = _ThoughtBlocks(text)
-    for match, is_literal in _marks(text):
+    for match, is_literal in marks_in(text, _MARK):
         blocks.add(match, is_literal=is_literal)
     blocks.end()
     if not blocks.thoughts:
@@ -117,10 +121,10 @@ class _ThoughtBlocks:
         self._at, self._closing, self._has_text = match.end(), "", False
 
 
-def _marks(text: str) -> Iterator[tuple[re.Match[str], bool]]:
-    """The tags of a text, and whether each is meant literally: in code, or between quotes."""
+def marks_in(text: str, pattern: re.Pattern[str]) -> Iterator[tuple[re.Match[str], bool]]:
+    """Yield the matches in a text, and whether each is meant literally: in code, or between quotes."""
     fences, line_start, ticks, checked = 0, 0, 0, 0
-    for match in _MARK.finditer(text):
+    for match in pattern.finditer(text):
         start = match.start()
         fences += text.count("```", checked, start)
         newline = text.rfind("\n", checked, start)

@@ -104,6 +104,8 @@ ACTIONS: dict[str, Action] = {
             "body": "value content_type",
             "content_type": "value",
             "headers": "value",
+            "answer_status": "status",  # the answer under another status, such as 201
+            "around": "prefix suffix",  # texts around the body
             "gzip_bomb": "decoded_bytes",
             "long_header": "bytes",
         },
@@ -118,6 +120,8 @@ ACTIONS: dict[str, Action] = {
             "stream_comments": "",
             "stream_junk": "events",
             "stream_no_finish": "",  # `[DONE]`, but no finish reason
+            "stream_no_blank_lines": "",  # a line end between events, where two belong
+            "stream_so_far": "",  # each delta holds all text so far
             "stream_split_emoji": "",  # half a character at the end of one event, half in the next
         },
     ),

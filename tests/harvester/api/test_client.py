@@ -25,6 +25,7 @@ from harvester.api.types import Prompt, RawAnswer
 from harvester.config.config import HarvestConfig
 from harvester.errors import (
     AttemptTimeout,
+    BrokenAnswer,
     ConnectionBroken,
     PromptRejected,
     RateLimited,
@@ -100,8 +101,13 @@ def wire(reply: bytes, *, hang: bool = False, reset: bool = False) -> Iterator[s
         thread.join(10)
 
 
-def http_reply(body: bytes, headers: Mapping[str, str] | None = None, length: int | None = None) -> bytes:
-    lines = ["HTTP/1.1 200 OK", f"content-length: {len(body) if length is None else length}"]
+def http_reply(
+    body: bytes,
+    headers: Mapping[str, str] | None = None,
+    length: int | None = None,
+    status: str = "200 OK",
+) -> bytes:
+    lines = [f"HTTP/1.1 {status}", f"content-length: {len(body) if length is None else length}"]
     lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
@@ -259,8 +265,22 @@ def test_a_compressed_answer_is_decoded_and_a_bomb_is_capped(monkeypatch: pytest
         send(config(url))
 
 
-def test_a_wrong_content_encoding_is_an_error() -> None:
-    with wire(http_reply(GOOD, {"content-encoding": "gzip"})) as url, pytest.raises(TeacherError):
+def test_a_wrong_content_encoding_loses_no_answer() -> None:
+    for body, encoding in ((GOOD, "gzip"), (GOOD, "utf-8"), (gzip.compress(GOOD), "identity")):
+        with wire(http_reply(body, {"content-encoding": encoding})) as url:
+            assert send(config(url)).body == GOOD
+    with wire(http_reply(b"\x0b\x02\x80", {"content-encoding": "br"})) as url, pytest.raises(TeacherError):
+        send(config(url))
+
+
+@pytest.mark.parametrize("status", ["201 Created", "202 Accepted", "203 Non-Authoritative", "206 Partial"])
+def test_an_answer_under_another_success_is_one(status: str) -> None:
+    with wire(http_reply(GOOD, status=status)) as url:
+        assert send(config(url)).body == GOOD
+    with (
+        wire(http_reply(b'{"status": "pending"}', status=status)) as url,
+        pytest.raises(BrokenAnswer, match=f"{status[:3]} where 200 was expected"),
+    ):
         send(config(url))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from harvester.api import error_fields
 from harvester.api.replies import logprobs, usage
-from harvester.api.shapes import envelopes, finish, parts, thoughts
+from harvester.api.shapes import envelopes, finish, parts, thoughts, turn_marks
 from harvester.api.shapes.finish import FINISH_WORDS, Finish
 
 FORMAT = Path(__file__).parents[3] / "data" / "FORMAT.md"
@@ -29,6 +29,7 @@ def rows() -> list[tuple[str, str]]:
         ("envelopes of the whole answer", code(envelopes.ENVELOPES)),
         ("text of an answer without choices", code(envelopes.BARE_TEXT_MEMBERS)),
         ("members of the finish word", code(finish.FINISH_MEMBERS)),
+        ("no finish word", code(sorted(finish.NO_WORDS))),
         ("finish words: complete", words_of(Finish.END)),
         ("finish words: a tool call", words_of(Finish.TOOLS)),
         ("finish words: `truncated`", words_of(Finish.CUT)),
@@ -44,12 +45,15 @@ def rows() -> list[tuple[str, str]]:
         ("members of a part with its reasoning", code(parts.REASONING_TEXT_MEMBERS)),
         ("reasoning in a message", code(parts.REASONING_MEMBERS)),
         ("reasoning inside the text", ", ".join(tags)),
+        ("marks of a chat template, taken off the end", code(turn_marks.END_MARKS)),
+        ("and off the start", code(turn_marks.OPENING_MARKS)),
         ("log-probabilities, one for each token", code(logprobs.PER_TOKEN_MEMBERS)),
         ("token counts", code(usage.USAGE_MEMBERS)),
         ("input tokens", code(usage.INPUT_MEMBERS)),
         ("output tokens", code(usage.OUTPUT_MEMBERS)),
         ("cached tokens", code(usage.CACHED_MEMBERS)),
         ("reasoning tokens", code(usage.REASONING_MEMBERS)),
+        ("total tokens", code(usage.TOTAL_MEMBERS)),
         ("errors: at the top, in a choice, in a message", code(error_fields.ERROR_MEMBERS)),
         ("errors: envelopes", code(("base_resp", "promptFeedback", *error_fields.ERROR_ENVELOPES))),
         ("errors: code", code(error_fields.CODE_MEMBERS)),

@@ -11,7 +11,14 @@ import pytest
 
 from harvester.api.replies.completion import is_complete, parse
 from harvester.api.types import Outcome
-from harvester.errors import BrokenAnswer, PromptRejected, RateLimited, TeacherRefused, TeacherUnavailable
+from harvester.errors import (
+    BrokenAnswer,
+    ConnectionBroken,
+    PromptRejected,
+    RateLimited,
+    TeacherRefused,
+    TeacherUnavailable,
+)
 
 
 def body(message: Any, finish: Any = "stop", /, **more: Any) -> bytes:
@@ -549,3 +556,212 @@ def test_an_object_in_place_of_text_may_hold_reasoning_too() -> None:
     document = {"message": {"content": content}, "done_reason": "stop"}
     parsed = parse(json.dumps(document).encode())
     assert (parsed.outcome, parsed.text, parsed.reasoning) == ("ok", "42", "so")
+
+
+WHOLE = {"choices": [{"index": 0, "message": {"content": "The answer is 4."}, "finish_reason": "stop"}]}
+PLAIN = orjson.dumps(WHOLE)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b": keep-alive\n\n: keep-alive\n\n" + PLAIN,
+        b"\r\n:\r\n" + PLAIN,
+        b"\x1e" + PLAIN + b"\n",
+        b")]}',\n" + PLAIN,
+        PLAIN + b"\n\ndata: [DONE]\n\n",
+        PLAIN + b"\0\0\0",
+        PLAIN + PLAIN,
+        orjson.dumps(PLAIN.decode()),
+        orjson.dumps({"statusCode": 200, "headers": {}, "body": PLAIN.decode()}),
+    ],
+    ids=range(9),
+)
+def test_what_lies_around_the_json_of_an_answer_loses_nothing(raw: bytes) -> None:
+    assert is_complete(raw)
+    parsed = parse(raw)
+    assert (parsed.text, parsed.outcome) == ("The answer is 4.", Outcome.OK)
+
+
+@pytest.mark.parametrize("rest", [b"<script>x</script>", b'{"half', b"Warning: out of memory", b"NaN"])
+def test_an_answer_with_something_else_behind_it_is_kept_and_flagged(rest: bytes) -> None:
+    parsed = parse(PLAIN + rest)
+    assert (parsed.text, parsed.outcome) == ("The answer is 4.", Outcome.UNKNOWN)
+
+
+@pytest.mark.parametrize(
+    ("document", "error"),
+    [
+        ({"statusCode": 429, "body": '{"message": "Too Many Requests"}'}, RateLimited),
+        ({"statusCode": 500, "body": "Internal Server Error"}, TeacherUnavailable),
+        ({"message": "Too Many Requests"}, RateLimited),
+        ({"errorMessage": "Task timed out after 30.00 seconds", "errorType": "Sandbox"}, TeacherUnavailable),
+        ({"msg": "invalid api key"}, TeacherRefused),
+        ({"message": "Forbidden by the stars"}, BrokenAnswer),
+    ],
+)
+def test_an_error_told_in_words_or_by_a_number_alone(
+    document: dict[str, Any], error: type[Exception]
+) -> None:
+    with pytest.raises(error) as caught:
+        parse(orjson.dumps(document))
+    assert type(caught.value) is error
+
+
+@pytest.mark.parametrize(
+    "error", ["nil", "<nil>", "No error", {"code": None, "message": "ok"}, {"msg": "nil"}]
+)
+def test_an_error_member_that_says_that_there_is_none(error: Any) -> None:
+    assert parse(orjson.dumps({**WHOLE, "error": error})).outcome is Outcome.OK
+
+
+def lines_without_blank_ones(*texts: str, end: bytes = b"data: [DONE]\n") -> bytes:
+    return (
+        events(*({"content": text} for text in texts)).replace(b"\n\n", b"\n").partition(b"data: [DONE]")[0]
+        + end
+    )
+
+
+@pytest.mark.parametrize("end", [b"data: [DONE]\n", b"data: [DONE]", b""])
+def test_events_without_blank_lines_between_them(end: bytes) -> None:
+    parsed = parse(lines_without_blank_ones("The answer ", "is 4.", end=end))
+    assert (parsed.text, parsed.outcome) == ("The answer is 4.", Outcome.OK)
+
+
+def test_one_event_over_several_lines_is_one_event() -> None:
+    chunk = json.dumps(
+        {"choices": [{"index": 0, "delta": {"content": "4"}, "finish_reason": "stop"}]}, indent=1
+    )
+    parsed = parse("".join(f"data: {line}\n" for line in chunk.split("\n")).encode() + b"\n")
+    assert (parsed.text, parsed.outcome) == ("4", Outcome.OK)
+
+
+def test_an_event_with_the_name_of_an_end_ends_a_stream() -> None:
+    parsed = parse(events({"content": "4"}, finish=None, done=False) + b"event: done\n\n")
+    assert (parsed.text, parsed.outcome) == ("4", Outcome.UNKNOWN)  # no finish word
+    named = parse(b"event: error\n\n" + events({"content": "4"}))
+    assert (named.text, named.outcome) == ("4", Outcome.OK)  # a blank line ends an event without data
+
+
+def test_a_chunk_that_is_an_error_itself_is_quoted() -> None:
+    raw = events({"content": "The "}, finish=None, done=False)
+    with pytest.raises(TeacherUnavailable, match="model crashed"):
+        parse(raw + b'data: {"message": "model crashed", "code": 500}\n\n')
+
+
+SENTENCE = "The answer is four."
+
+
+@pytest.mark.parametrize(
+    ("pieces", "text", "outcome"),
+    [
+        # Each delta holds all text so far.
+        (("The answer", "The answer is", SENTENCE), SENTENCE, Outcome.OK),
+        (("The", "The", "The answer", SENTENCE, SENTENCE), SENTENCE, Outcome.OK),
+        (("", "The answer", SENTENCE), f"The answer{SENTENCE}", Outcome.UNKNOWN),
+        # The last one holds all of it again.
+        (("The ", "answer ", "is four.", SENTENCE), SENTENCE, Outcome.OK),
+        (("The answer ", "is four.", SENTENCE), SENTENCE * 2, Outcome.UNKNOWN),
+        # Text that repeats itself.
+        (("ha", "haha", "hahaha", "hahahahahaha"), "ha" * 12, Outcome.OK),
+        (("1", "10", "100"), "110100", Outcome.OK),
+        (("\n", "\n\nThe answer is four."), "\n\n\nThe answer is four.", Outcome.OK),
+        ((" ", "  ", "    "), " " * 7, Outcome.EMPTY),
+        (("no ", "no ", "no "), "no no no ", Outcome.OK),
+        ((SENTENCE, SENTENCE), SENTENCE * 2, Outcome.OK),
+    ],
+)
+def test_a_stream_that_repeats_itself(pieces: tuple[str, ...], text: str, outcome: Outcome) -> None:
+    parsed = parse(events(*({"content": piece} for piece in pieces)))
+    assert (parsed.text, parsed.outcome) == (text, outcome)
+
+
+@pytest.mark.parametrize(
+    ("word", "outcome"),
+    [
+        ("content_filter: PROHIBITED_CONTENT", Outcome.FILTERED),
+        ("stop: length", Outcome.TRUNCATED),
+        ("stop: four", Outcome.OK),
+        ("four: five", Outcome.UNKNOWN),
+        ("maxPredictedTokensReached", Outcome.TRUNCATED),
+        ("eosFound", Outcome.OK),
+    ],
+)
+def test_finish_words_with_a_detail_and_of_local_servers(word: str, outcome: Outcome) -> None:
+    assert parse(body({"content": "4"}, word)).outcome is outcome
+
+
+@pytest.mark.parametrize("word", ["null", "None", "FINISH_REASON_UNSPECIFIED", "NOT_FINISHED"])
+def test_a_word_that_says_that_an_answer_goes_on_ends_none(word: str) -> None:
+    cut = events({"content": "The "}, finish=None, done=False)
+    cut = cut.replace(b'"delta"', b'"finish_reason":"%s","delta"' % word.encode())
+    assert word.encode() in cut
+    with pytest.raises(ConnectionBroken):
+        parse(cut)
+    assert parse(body({"content": "4"}, word)).finish_reason == ""
+
+
+@pytest.mark.parametrize(
+    "content", [{"text": "good", "score": 5}, [{"text": "a", "label": 1}], {"content": "x", "title": "y"}]
+)
+def test_an_object_with_members_of_its_own_is_not_its_text_alone(content: Any) -> None:
+    assert parse(body({"content": content})).outcome is Outcome.UNKNOWN
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"function_call": {"name": "", "arguments": ""}},
+        {"tool_calls": [{"id": "", "type": "function", "function": {"name": "", "arguments": ""}}]},
+        {"tool_calls": [{}]},
+        {"refusal": False},
+        {"refusal": {}},
+        {"refusal": " "},
+    ],
+    ids=range(6),
+)
+def test_members_that_hold_nothing_say_nothing(more: dict[str, Any]) -> None:
+    parsed = parse(body({"content": "4", **more}))
+    assert (parsed.text, parsed.outcome, parsed.tool_calls_json, parsed.refusal) == (
+        "4",
+        Outcome.OK,
+        None,
+        None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ("It is 4.<|im_end|>", "It is 4."),
+        ("It is 4.\n<|eot_id|>\n", "It is 4."),
+        ("It is 4.</s></s>", "It is 4."),
+        ("<|channel|>final<|message|>It is 4.<|return|>", "It is 4."),
+        ("<|start|>assistant<|channel|>final<|message|>It is 4.<|end|>", "It is 4."),
+        ("<|im_start|>assistant\nIt is 4.<|im_end|>", "It is 4."),
+        ("<|channel>thought\nWe add.<channel|>It is 4.<turn|>", "It is 4."),
+        # These are text.
+        ("The turn ends with <|im_end|>", "The turn ends with <|im_end|>"),
+        ("Write `<|im_start|>user` first.", "Write `<|im_start|>user` first."),
+        ("<s>5</s> 4 <s>6</s>", "<s>5</s> 4 <s>6</s>"),
+        (
+            "A turn begins with <|im_start|>, then the role.",
+            "A turn begins with <|im_start|>, then the role.",
+        ),
+    ],
+)
+def test_marks_of_a_chat_template_are_taken_off(given: str, text: str) -> None:
+    parsed = parse(body({"content": given}))
+    assert (parsed.text, parsed.outcome) == (text, Outcome.OK)
+
+
+def test_an_answer_that_goes_on_with_a_further_turn_is_flagged() -> None:
+    for text in ("It is 4.<|im_end|>\n<|im_start|>user\nAnd 5?", "4<start_of_turn>user\nAnd 5?"):
+        assert parse(body({"content": text})).outcome is Outcome.UNKNOWN
+
+
+def test_marks_take_no_time_that_grows_with_their_square() -> None:
+    started = time.perf_counter()
+    for text in ("a" + "</s>" * 200_000, "<|im_start|>assistant" * 50_000, " \n" * 400_000 + "</s>x"):
+        parse(body({"content": text}))
+    assert time.perf_counter() - started < 20

@@ -155,6 +155,12 @@ BODY_CASES = [
     ("body", {"value": [1, 2]}, lambda b: json.loads(b) == [1, 2]),
     ("content_type", {}, lambda b: json.loads(b)["choices"]),
     ("headers", {"value": {"x-extra": "1"}}, lambda b: json.loads(b)["choices"]),
+    (
+        "around",
+        {"prefix": ":\n\n", "suffix": "[DONE]"},
+        lambda b: b[:4] == b":\n\n{" and b.endswith(b"}[DONE]"),
+    ),
+    ("answer_status", {"status": 203}, lambda b: json.loads(b)["choices"]),
 ]
 
 
@@ -162,7 +168,7 @@ BODY_CASES = [
 def test_spoilt_bodies(faulty, action, options, holds):
     mock = faulty(action, **options)
     reply = proven(mock, once(mock.base_url))
-    assert reply.status == 200
+    assert reply.status == (203 if action == "answer_status" else 200)
     assert holds(reply.body)
     if action == "content_type":
         assert reply.headers["content-type"] == "text/plain"
@@ -187,6 +193,8 @@ STREAM_ACTIONS = [
     "stream_comments",
     "stream_no_finish",
     "stream_split_emoji",
+    "stream_no_blank_lines",
+    "stream_so_far",
 ]
 
 
@@ -205,6 +213,10 @@ def test_spoilt_streams(faulty, action):
     assert (b"\\ud83d" in reply.body) == (action == "stream_split_emoji")
     if action == "stream_error":
         assert reply.events()[-1]["error"]["code"] == 500
+    assert (b"\n\n" in reply.body) == (action != "stream_no_blank_lines")
+    assert (b'{"content":"42"}' in reply.body) == (
+        action == "stream_so_far" or b'{"content":"4"}' not in reply.body
+    )
     assert (b": keep-alive" in reply.body) == (action == "stream_comments")
     assert (b"{not json" in reply.body) == (action == "stream_junk")
 

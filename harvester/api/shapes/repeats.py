@@ -1,0 +1,40 @@
+"""Take out what a stream sends twice: each delta the text so far, or the last one all of it. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+# Fewest pieces, and letters of a whole text, from which chance can't explain the repetition.
+FEWEST_PIECES = 3
+FEWEST_CHARS = 12
+
+
+def without_repeats(pieces: Sequence[str]) -> tuple[list[str], bool]:
+    """Return the pieces of a text without what repeats earlier ones, and whether it is clear what does.
+
+    Two pieces that look like it may be text: all are returned, and it is not clear.
+    """
+    given = [piece for piece in pieces if piece]
+    if len(given) < 2:
+        return given, True
+    if _grow(given):
+        growing = [given[0], *(later for earlier, later in pairwise(given) if later != earlier)]
+        if len(growing) > 1 and _is_text(growing[-1]) and len(growing[-2].strip()) > 1:
+            is_clear = len(growing) >= FEWEST_PIECES
+            return (growing[-1:] if is_clear else given), is_clear
+    *before, last = given
+    if len(before) > 1 and _is_text(last) and last == "".join(before):
+        is_clear = len(before) >= FEWEST_PIECES
+        return (before if is_clear else given), is_clear
+    return given, True
+
+
+def _grow(pieces: Sequence[str]) -> bool:
+    """Whether each piece begins with the one before it."""
+    return all(later.startswith(earlier) for earlier, later in pairwise(pieces))
+
+
+def _is_text(text: str) -> bool:
+    """Whether a text is long enough, and more than one character again and again."""
+    return len(text) >= FEWEST_CHARS and len(set(text)) > 2
