@@ -75,11 +75,20 @@ def batches(
 ) -> list[Batch]:
     """Lay the examples of one pack out as one or more batches, as `layout` says.
 
-    The loss of the pack is the sum of the losses of its batches.
+    The loss of the pack is the sum of the losses of its batches. All batches together have the documents in
+    the order of a single one: longest first.
     """
-    if layout.packed:
-        return [collate(examples, device, layout)]
     documents = sorted(examples, key=lambda e: -len(e.ids))
+    parts = rows.parts_of([len(e.ids) - 1 for e in documents], layout.border)
+    return [batch for part in parts for batch in _batches_of_part(documents[part], device, layout)]
+
+
+def _batches_of_part(
+    documents: Sequence[Example], device: torch.device | str, layout: RowLayout
+) -> list[Batch]:
+    """Lay out documents, longest first, that may share a forward pass."""
+    if layout.packed:
+        return [collate(documents, device, layout)]
     lengths = [len(e.ids) - 1 for e in documents]
     cut = [slice(0, len(documents))] if layout.one_group else rows.groups(lengths)
     return [_unpacked(documents[group], device) for group in cut]

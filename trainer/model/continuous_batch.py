@@ -18,6 +18,7 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
 
+from trainer.model import rotary
 from trainer.model.structure import base_model_of, text_config
 
 # Layers of caches that can be cut by rows. Subclasses hold more than these do. A layer that reuses another
@@ -53,17 +54,9 @@ def why_not(model: Any) -> str:
         config, "attention_chunk_size", None
     ):
         return "its attention is in chunks, whose bounds depend on the column"
-    if _rope_types(getattr(config, "rope_parameters", None)) & _LENGTH_DEPENDENT_ROPE:
+    if rotary.kinds_of(getattr(config, "rope_parameters", None)) & _LENGTH_DEPENDENT_ROPE:
         return "its rotary embedding depends on the longest row of the batch"
     return ""
-
-
-def _rope_types(parameters: Any) -> set[str]:
-    """Return the kinds of rotary embedding; some models have one for each kind of layer."""
-    if not isinstance(parameters, dict):
-        return set()
-    nested = (_rope_types(value) for value in parameters.values())
-    return {str(parameters.get("rope_type", "default"))}.union(*nested)
 
 
 def padded(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:

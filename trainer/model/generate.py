@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from trainer.errors import OutOfMemory
+from trainer.model import rotary
 from trainer.model.continuous_batch import ContinuousBatch, padded
 from trainer.model.generation_mode import GenerationMode, cannot_generate, choose_mode
 from trainer.model.loading import kind_and_first_line
@@ -80,6 +81,8 @@ class Limits:
         expected: a length for each prompt that its answer may have, in any unit: of prompts of about the same
             length, those with longer answers begin first, so that few answers are left alone at the end.
             Empty: unknown.
+        positions: tokens that the student can read, prompt and answer together; an answer that reaches them
+            is cut. 0: no limit.
     """
 
     stop_id: int
@@ -87,6 +90,7 @@ class Limits:
     batch: int
     pad_id: int | None = None
     expected: Sequence[int] = ()
+    positions: int = 0
 
 
 def generate(
@@ -104,7 +108,8 @@ def generate(
     in the same column. Where an answer ends, the next prompt takes its place (`continuous_batch`). A class
     whose cache can't be cut by rows gets batches that end with their last answer, and one that can't be
     padded gets batches of equal length (see `generation_mode`). When memory runs out, the batch is halved and
-    its answers begin anew.
+    its answers begin anew. Prompts whose answers may pass the tokens that the student can read, or a length
+    from which on its rotary embedding is another one for all rows together, are answered alone.
 
     Args:
         prompts: token ids of each prompt.
@@ -126,16 +131,22 @@ def generate(
         mode = choose_mode(model)
         if mode.note:
             on_note(mode.note)
+        work.alone = _numbers_alone(model, work)
         if mode.refills:
             _answer_refilling(model, work)
         else:
             _answer_in_batches(model, work, mode)
+        _answer_alone(model, work, mode)
     return [work.answers[i] for i in range(len(prompts))]
 
 
 @dataclass(slots=True)
 class _Work:
-    """Hold prompts, how they are answered, and the answers so far by the number of their prompt."""
+    """Hold prompts, how they are answered, and the answers so far by the number of their prompt.
+
+    Attributes:
+        alone: numbers of the prompts that are answered one by one.
+    """
 
     prompts: Sequence[Sequence[int]]
     limits: Limits
@@ -143,6 +154,12 @@ class _Work:
     on_done: Callable[[int], None]
     on_note: Callable[[str], None]
     answers: dict[int, Answer] = field(default_factory=dict)
+    alone: Collection[int] = ()
+
+    @property
+    def together(self) -> list[int]:
+        """Numbers of the prompts that are answered in batches."""
+        return [number for number in range(len(self.prompts)) if number not in self.alone]
 
     @property
     def pad_id(self) -> int:
@@ -172,9 +189,47 @@ class _Work:
         """Return the numbers of the prompts in the order in which answers that are refilled begin."""
         lengths, expected = [len(prompt) for prompt in self.prompts], self.limits.expected
         if not expected:
-            return sorted(range(len(lengths)), key=lambda i: lengths[i])
+            return sorted(self.together, key=lambda i: lengths[i])
         step = math.log(SIMILAR_LENGTHS)
-        return sorted(range(len(lengths)), key=lambda i: (math.log(lengths[i] + 1) // step, -expected[i]))
+        return sorted(self.together, key=lambda i: (math.log(lengths[i] + 1) // step, -expected[i]))
+
+
+def _numbers_alone(model: Any, work: _Work) -> set[int]:
+    """Return the numbers of the prompts that no other prompt may be answered with, and say why."""
+    limits = work.limits
+    border = rotary.border_of(base_model_of(model))
+    ends = {number: len(prompt) + limits.max_new_tokens for number, prompt in enumerate(work.prompts)}
+    too_long = {number for number, end in ends.items() if limits.positions and end > limits.positions}
+    if too_long:
+        work.on_note(
+            f"{len(too_long):,} of {len(ends):,} answers are cut where prompt and answer reach the "
+            f"{limits.positions:,} tokens that this student can read"
+        )
+    beyond = {number for number, end in ends.items() if border is not None and end > border.tokens}
+    if beyond and border is not None:
+        work.on_note(
+            f"{len(beyond):,} of {len(ends):,} prompts are answered alone: in rows of more than "
+            f"{border.tokens:,} tokens this student's rotary embedding is another one"
+        )
+    return too_long | beyond
+
+
+def _answer_alone(model: Any, work: _Work, mode: GenerationMode) -> None:
+    """Answer prompts one by one, each up to the tokens that the student can read."""
+    for number in sorted(work.alone):
+        prompt, most = work.prompts[number], work.limits.max_new_tokens
+        if work.limits.positions:
+            most = min(most, work.limits.positions - len(prompt))
+        if most <= 0:
+            work.answers[number] = Answer((), is_cut=True)
+        else:
+            noise = None if work.seeds is None else SeededNoise([work.seeds[number]])
+            rows = _generate_batch(model, [prompt], _settings(work, mode, most), noise)
+            if rows is None:
+                work.halved([number], 1)  # refuses: a single prompt does not fit
+            else:
+                work.answers[number] = _answer(rows[0], work.limits.stop_id)
+        work.on_done(len(work.answers))
 
 
 def _answer_refilling(model: Any, work: _Work) -> None:
@@ -294,18 +349,11 @@ class _Rows:
 
 def _answer_in_batches(model: Any, work: _Work, mode: GenerationMode) -> None:
     """Answer all prompts in batches that each last as long as their longest answer."""
-    settings = GenerationConfig(
-        do_sample=False,
-        num_beams=1,
-        max_new_tokens=work.limits.max_new_tokens,
-        eos_token_id=work.limits.stop_id,
-        pad_token_id=work.pad_id,
-        use_cache=mode.caches,
-    )
+    settings = _settings(work, mode, work.limits.max_new_tokens)
     prompts, seeds = work.prompts, work.seeds
-    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    by_length = sorted(work.together, key=lambda i: len(prompts[i]))
     batch = work.limits.batch
-    while len(work.answers) < len(prompts):
+    while len(work.answers) < len(by_length):
         numbers = by_length[len(work.answers) : len(work.answers) + batch]
         numbers = numbers[: mode.batch([len(prompts[i]) for i in numbers])]
         noise = None if seeds is None else SeededNoise([seeds[i] for i in numbers])
@@ -316,6 +364,17 @@ def _answer_in_batches(model: Any, work: _Work, mode: GenerationMode) -> None:
         for i, row in zip(numbers, rows, strict=True):
             work.answers[i] = _answer(row, work.limits.stop_id)
         work.on_done(len(work.answers))
+
+
+def _settings(work: _Work, mode: GenerationMode, max_new_tokens: int) -> GenerationConfig:
+    return GenerationConfig(
+        do_sample=False,
+        num_beams=1,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=work.limits.stop_id,
+        pad_token_id=work.pad_id,
+        use_cache=mode.caches,
+    )
 
 
 def _answer(row: list[int], stop_id: int) -> Answer:

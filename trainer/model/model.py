@@ -16,7 +16,7 @@ from transformers.utils import logging
 
 from trainer.config import CUDA_PACK_TOKENS, TrainConfig, TrainSection
 from trainer.errors import ConfigError, StudentError
-from trainer.model import adapter, four_bit, full_student, loading, self_test
+from trainer.model import adapter, four_bit, full_student, loading, rotary, self_test
 from trainer.model.forward import hopper_attention
 from trainer.model.forward.rows import RowLayout
 from trainer.model.forward.varlen_attention import MIN_CAPABILITY
@@ -188,6 +188,7 @@ def load_base(
             missing, unexpected or of another shape.
     """
     model = loading.load_model(folder, dtype=dtype or base_dtype(device))
+    rotary.forget_lengths(model)
     return model.to(weights_on or device).eval()
 
 

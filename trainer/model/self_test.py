@@ -33,7 +33,7 @@ import torch
 from transformers import AutoConfig, PretrainedConfig
 
 from trainer.errors import HarvesterError, StudentError
-from trainer.model import structure
+from trainer.model import rotary, structure
 from trainer.model.forward import rows, segment_attention, varlen_attention
 from trainer.model.forward.head import Head, find_head
 from trainer.model.forward.rows import PACKED, RowLayout
@@ -197,7 +197,8 @@ def choose_forward(student: Any, *, place: str, may_pack: bool = True, why_not: 
     base = structure.base_model_of(student)
     device = next(base.parameters()).device
     documents = random_documents(base)
-    own = RowLayout(packed=False, attention=own_attention(base))
+    border = rotary.border_of(base)
+    own = RowLayout(packed=False, attention=own_attention(base), border=border)
     has_gradient = bool(_tested_parameters(student))
     with _prepared(student), attention_of(student, own), torch.set_grad_enabled(has_gradient):
         logits = _logits_alone(student, documents, place)
@@ -208,7 +209,7 @@ def choose_forward(student: Any, *, place: str, may_pack: bool = True, why_not: 
         reason = "" if may_pack else why_not
         config = structure.text_config(base)
         if may_pack:
-            layout = RowLayout(attention=packed_attention(device, config))
+            layout = RowLayout(attention=packed_attention(device, config), border=border)
             reason = _compare(student, alone, layout)
             if not reason:
                 return StudentForward(layout, head)

@@ -12,6 +12,7 @@ import torch
 
 from trainer.config import TrainConfig
 from trainer.data.chat_template import Example
+from trainer.errors import ConfigError
 from trainer.model import adapter, four_bit, model, self_test
 from trainer.model.forward import compile, fused_norms, hopper_attention, lora_forward
 from trainer.model.forward.losses import RowLoss, loss_and_gradient
@@ -90,6 +91,7 @@ def load_student(config: TrainConfig, largest_pack: Sequence[Example], world: Wo
     forward = self_test.check_student(student, config.base)
     model.require_compilable(config, forward)
     if sharded:
+        _require_one_pass(config, forward)
         forward = replace(forward, layout=replace(forward.layout, one_group=True))
     self_test.set_attention(student, forward.layout)
     row_loss = (
@@ -109,6 +111,22 @@ def load_student(config: TrainConfig, largest_pack: Sequence[Example], world: Wo
         base_bytes=base_bytes,
         checkpointing=checkpointing,
     )
+
+
+def _require_one_pass(config: TrainConfig, forward: StudentForward) -> None:
+    """Refuse packs that may need several passes: processes that share a base make them in step.
+
+    Raises:
+        ConfigError: rows may be longer than the length from which the rotary embedding is another one.
+    """
+    border = forward.layout.border
+    if border is not None and config.train.max_length - 1 > border.tokens:
+        raise ConfigError(
+            f"in rows of more than {border.tokens:,} tokens this student's rotary embedding is another one, "
+            "so these need passes of their own, which a split base can't make",
+            place="train.max_length",
+            remedy=f'set [train] max_length = {border.tokens} or shard = "never" in train.toml',
+        )
 
 
 def fuses_norms(config: TrainConfig, device: torch.device, *, sharded: bool) -> bool:

@@ -24,6 +24,20 @@ Segments = SegmentGroups | DocumentBounds
 
 
 @dataclass(frozen=True, slots=True)
+class RotaryBorder:
+    """From which length on the rotary embedding of a whole forward pass is another one.
+
+    Attributes:
+        tokens: documents up to so many tokens have the same angles whatever their length.
+        by_length: the angles of longer documents depend on their length (dynamic scaling); otherwise all of
+            them have the same ones (LongRoPE).
+    """
+
+    tokens: int
+    by_length: bool
+
+
+@dataclass(frozen=True, slots=True)
 class RowLayout:
     """How the documents of a pack become rows of a forward pass.
 
@@ -32,11 +46,14 @@ class RowLayout:
         attention: the attention function of transformers to run with; empty: the one that is set.
         one_group: when unpacked, lay the whole pack out in one group, so that every process makes the same
             number of forward passes.
+        border: documents on its two sides are computed in passes of their own; None: their length doesn't
+            matter.
     """
 
     packed: bool = True
     attention: str = ""
     one_group: bool = False
+    border: RotaryBorder | None = None
 
 
 PACKED = RowLayout()
@@ -54,6 +71,15 @@ def group_starts(lengths: Sequence[int]) -> list[int]:
 def groups(lengths: Sequence[int]) -> list[slice]:
     """Return the groups of a falling list of lengths, as slices of it."""
     return [slice(first, last) for first, last in pairwise([*group_starts(lengths), len(lengths)])]
+
+
+def parts_of(lengths: Sequence[int], border: RotaryBorder | None) -> list[slice]:
+    """Return the parts of a falling list of lengths whose documents may share a forward pass, as slices."""
+    if border is None or not lengths or lengths[0] <= border.tokens:
+        return [slice(0, len(lengths))]
+    longer = sum(length > border.tokens for length in lengths)
+    cuts = [*range(longer + 1)] if border.by_length else [0, longer]
+    return [slice(first, last) for first, last in pairwise([*cuts, len(lengths)]) if first < last]
 
 
 def segments_of(lengths: Sequence[int], device: torch.device | str, attention: str = "") -> Segments:
