@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import orjson
 
 from harvester.api.error_fields import ErrorFields, error_by_words, error_of_reply, find_error
-from harvester.api.http_values import parse_date, parse_number
+from harvester.api.http_values import is_epoch, parse_date, parse_number, reset_seconds
 from harvester.errors import (
     BrokenAnswer,
     PromptRejected,
@@ -32,7 +32,7 @@ RAW_KEPT_BYTES = 2048
 MAX_RETRY_AFTER_S = 86_400.0
 
 # Error codes of a wrong configuration.
-_SETUP_CODES = frozenset({"model_not_found", "unsupported_model", "invalid_model", "invalid_api_key"})
+SETUP_CODES = frozenset({"model_not_found", "unsupported_model", "invalid_model", "invalid_api_key"})
 # Status -> what happened, what to do.
 _REFUSED = {
     401: ("the key is not accepted", "check the variable named in api_key_env"),
@@ -118,7 +118,7 @@ def _classify(
         return TeacherRefused, f"{source}, {_REFUSED[402][0]}", _REFUSED[402][1]
     if fields.is_moderated and status in {400, 403, 422, 451}:
         return PromptRejected, f"{source}, the prompt is moderated", ""
-    if fields.code in _SETUP_CODES:
+    if fields.code in SETUP_CODES:
         return TeacherRefused, f"{source}, {_REFUSED[404][0]}", _REFUSED[404][1]
     if status in _REFUSED:
         return TeacherRefused, f"{source}, {_REFUSED[status][0]}", _REFUSED[status][1]
@@ -186,8 +186,9 @@ def describe(error: BaseException) -> str:
 def retry_after_s(headers: Mapping[str, str]) -> float | None:
     """Return seconds the teacher asks us to wait, 0 to a day; None when it names no time that can be read.
 
-    `retry-after-ms` wins over `retry-after` (seconds, also fractions, or an HTTP date). A date is
-    taken relative to the reply's own Date header, so a wrong local clock does not matter.
+    `retry-after-ms` wins over `retry-after` (seconds, also fractions, an HTTP date, or as some servers write
+    it `20s`, ISO 8601 or an epoch time). A time is taken relative to the reply's own Date header, so a wrong
+    local clock does not matter.
     """
     in_ms = parse_number(headers.get("retry-after-ms"))
     if in_ms is not None:
@@ -196,14 +197,16 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
     if value is None:
         return None
     seconds = parse_number(value)
-    if seconds is None:
+    if seconds is None or is_epoch(seconds):
         seconds = _seconds_until(value, headers.get("date"))
     return None if seconds is None else _clamped(seconds)
 
 
 def _seconds_until(date: str, server_date: str | None) -> float | None:
     until, now = parse_date(date), parse_date(server_date)
-    return None if until is None or now is None else until - now
+    if until is None:
+        return reset_seconds(date, server_date)
+    return None if now is None else until - now
 
 
 def _clamped(seconds: float) -> float:

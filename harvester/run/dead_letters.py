@@ -3,16 +3,18 @@
 A request ends in one of three ways. It is stored: its answer is in the journal. It is dead-lettered: the
 journal says why it gets no answer. Or it is released: nothing is written, and the next run sends it again.
 
-A request that fails while others are answered is dead-lettered, also with HTTP 403 or when the teacher names
-the prompt as the reason (moderation). Until that is known the failure is held. After many failures in a row
-the configuration or the endpoint must be wrong: the held requests are released, and the pass ends. With
-`[run] retry_possibly_billed = false`, a request that may have been billed before is not sent again.
+A request that fails while others are answered is dead-lettered, also with HTTP 403 or 404, or when the
+teacher names the prompt as the reason (moderation). Until that is known the failure is held. After many
+failures in a row the configuration or the endpoint must be wrong: the held requests are released, and the
+pass ends. With `[run] retry_possibly_billed = false`, a request that may have been billed before is not sent
+again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+from harvester.api.error_body import SETUP_CODES
 from harvester.api.error_fields import MODERATION_CODES
 from harvester.api.request_key import request_key
 from harvester.api.scoring.request_forms import endpoint_in_key
@@ -25,6 +27,7 @@ from harvester.errors import (
     RequestFailed,
     TeacherError,
     TeacherRefused,
+    TeacherUnavailable,
 )
 from harvester.store.journal.adoptions import read_adoptions
 from harvester.store.journal.journal import Journal
@@ -37,9 +40,10 @@ PAGES_IN_A_ROW = 3
 
 WHY = "possibly billed, so not sent again: [run] retry_possibly_billed is false"
 
-# Number of different prompts refused with HTTP 403, with no answer in between, that end the pass: the account
-# is refused, not the prompts.
+# Number of different prompts refused with HTTP 403 or 404, with no answer in between, that end the pass: the
+# account or the model is refused, not the prompts.
 FORBIDDEN_IN_A_ROW = 3
+_OF_ACCOUNT_OR_PROMPT = frozenset({403, 404})
 
 HeldFailure = tuple[Request, RequestFailed]
 
@@ -86,7 +90,7 @@ class FailureStreak:
         return pages == len(self._held) >= PAGES_IN_A_ROW
 
     def forbidden(self) -> TeacherError | None:
-        """An HTTP 403 among the held failures, if there is one."""
+        """An HTTP 403 or 404 among the held failures, if there is one."""
         return next((failure.error for _, failure in self._held if is_forbidden(failure.error)), None)
 
     def answered(self) -> None:
@@ -108,25 +112,34 @@ def names_reason_of_row(error: TeacherError) -> bool:
 
 
 def is_forbidden(error: TeacherError) -> bool:
-    """Whether this is an HTTP 403, which is about the account or about this prompt alone.
+    """Whether this is an HTTP 403 or 404, which is about account or model, or about this prompt alone.
 
-    While other prompts are answered it is the prompt's matter: some routers refuse a flagged prompt so.
+    While other prompts are answered it is the prompt's matter: some routers refuse a flagged prompt so, or
+    one whose tools or images no server of the model takes.
     """
-    return isinstance(error, TeacherRefused) and error.status == 403
+    return (
+        isinstance(error, TeacherRefused)
+        and error.status in _OF_ACCOUNT_OR_PROMPT
+        and error.error_code not in SETUP_CODES
+    )
 
 
 def as_rejected_prompt(failure: RequestFailed) -> RequestFailed:
-    """The failure as that of one prompt: an HTTP 403 becomes a rejected prompt."""
+    """The failure as that of one prompt: an HTTP 403 becomes a rejected prompt.
+
+    A 404 may pass, as while a gateway is deployed: the next run asks again.
+    """
     error = failure.error
     if not is_forbidden(error):
         return failure
-    rejected = PromptRejected(
+    error_class = PromptRejected if error.status == 403 else TeacherUnavailable
+    rejected = error_class(
         error.message,
         status=error.status,
         error_code=error.error_code,
         raw=error.raw,
         place=error.place,
-        remedy="other prompts are answered, so it is this prompt and not the account",
+        remedy="other prompts are answered, so it is this prompt and not the account or model",
     )
     return RequestFailed(rejected, failure.attempts)
 

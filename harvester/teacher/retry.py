@@ -20,6 +20,8 @@ from harvester.errors import BrokenAnswer, RateLimited, TeacherError
 
 FIRST_WAIT_S = 0.5
 LONGEST_WAIT_S = 60.0
+# A wait that the teacher names for one row is honoured up to this.
+LONGEST_ROW_WAIT_S = 600.0
 # Longest wait after a failed connection. The circuit breaker adds its own pauses.
 LONGEST_CONNECT_WAIT_S = 1.0
 # Retry budget: retries allowed per first attempt, and the most that can be saved up.
@@ -55,11 +57,14 @@ class FullJitter(wait_exponential):
 
 
 class RetryAfter(wait_base):
-    """Wait as long as the teacher asked in `Retry-After`, 0 when it asked for nothing."""
+    """Wait as long as the teacher asked in `Retry-After`, 0 when it asked for nothing.
+
+    Only this row waits, and with it the end of the run: a wait of hours is not honoured.
+    """
 
     def __call__(self, retry_state: RetryCallState) -> float:
         error = _error_of(retry_state)
-        return (error.retry_after_s if error else None) or 0.0
+        return min((error.retry_after_s if error else None) or 0.0, LONGEST_ROW_WAIT_S)
 
 
 class StopOnBrokenAnswers(stop_base):

@@ -29,7 +29,9 @@ def test_row_11_a_row_that_alone_is_refused_is_a_dead_letter(
     assert 8 <= ended.fired <= 40
 
 
-@pytest.mark.parametrize(("status", "code"), [(400, "content_filter"), (403, "moderation"), (403, "")])
+@pytest.mark.parametrize(
+    ("status", "code"), [(400, "content_filter"), (403, "moderation"), (403, ""), (404, "")]
+)
 def test_row_4_rejected_prompts_among_answered_ones_are_dead_letters(
     mock_teacher: Mock, tmp_path: Path, status: int, code: str
 ) -> None:
@@ -50,12 +52,14 @@ def test_row_4_many_moderated_prompts_in_a_row_do_not_stop_the_run(
     assert (ended.exit_code, ended.totals.answers, len(ended.letters)) == (3, 41 - count, count)
 
 
+@pytest.mark.parametrize("status", [403, 404])
 @pytest.mark.parametrize("after", [0, 7])
-def test_row_4_an_account_that_may_nothing_stops_the_run(
-    mock_teacher: Mock, tmp_path: Path, after: int
+def test_row_4_and_5_an_account_that_may_nothing_or_a_wrong_model_stops_the_run(
+    mock_teacher: Mock, tmp_path: Path, after: int, status: int
 ) -> None:
     mock = mock_teacher()
-    ended = run_harvest(mock, tmp_path, [{"action": "status", "status": 403, "after": after}], prompts=MANY)
+    fault = {"action": "status", "status": status, "after": after}
+    ended = run_harvest(mock, tmp_path, [fault], prompts=MANY)
     assert (ended.exit_code, ended.totals.answers, len(ended.letters)) == (4, after, 0)
     assert 1 <= ended.fired <= 5
 

@@ -184,6 +184,14 @@ REFUSALS = [
         "content policy",
         dead=1,
     ),
+    Refusal(
+        83,
+        {"action": "status", "status": 404, "message": "No endpoints found that support tool use"},
+        3,
+        "No endpoints found",
+        dead=1,
+    ),
+    Refusal(83, {"action": "status", "status": 404, "code": "model_not_found", "message": WORDS}, 4, WORDS),
     Refusal(83, {"action": "status", "status": 400, "code": "content_filter"}, 3, "moderated", dead=1),
     *(
         Refusal(84, {"action": "status", "status": status}, 0, "", times=1)

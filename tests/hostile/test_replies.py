@@ -16,11 +16,12 @@ import pytest
 
 from harvester.api import body_memory, parse_in_child, response_format
 from harvester.api.content_encoding import Decoder, EncodingError
+from harvester.api.http_values import reset_seconds
 from harvester.api.redaction import Redactor
 from harvester.api.replies import completion
 from harvester.api.types import Outcome
 from harvester.errors import BrokenAnswer
-from harvester.teacher.limiter.rate_headers import parse_rate_headers, reset_seconds
+from harvester.teacher.limiter.rate_headers import parse_rate_headers
 from tests.harvester.killed_runs import ROOT
 from tests.hostile.runs import harvest
 from tests.hostile.server import completion as good_body

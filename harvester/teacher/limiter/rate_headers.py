@@ -12,9 +12,8 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 
-from harvester.api.http_values import parse_date, parse_number
+from harvester.api.http_values import LONGEST_VALUE, quota_number, reset_seconds
 from harvester.teacher.limiter.limits import DAY_S, HOUR_S, MINUTE_S, MONTH_S, SECOND_S, LimitKey, Quantity
 
 # The periods of limits; one that follows from numbers is the nearest of these, if it is near enough.
@@ -36,12 +35,6 @@ _PERIOD_WORDS = {
 _WINDOW = re.compile(r"[;,\s]w(?:indow)?=(\d+(?:\.\d+)?)")
 _FACTS = frozenset({"limit", "remaining", "reset", "policy"})
 _PREFIX = re.compile(r"(?:x-|anthropic-)?ratelimit-(.+)\Z")
-_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|us|d|h|m|s)")
-# A longer value is no number or time: the search for parts would take time quadratic in its length.
-_LONGEST_VALUE = 200
-_UNITS_S = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": DAY_S}
-# Numbers from here on are epoch times, in seconds or in milliseconds; smaller ones are seconds from now.
-_EPOCH_S, _EPOCH_MS = 1e9, 1e12
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +107,7 @@ def _rate_header(subject: str, values: Mapping[str, str], date: str | None) -> R
 
 def _stated_period_s(subject: str, values: Mapping[str, str]) -> float | None:
     """The period that the name says (`-day`, `-second`), or a `w=` in the value; None where neither does."""
-    if len(subject) > _LONGEST_VALUE:
+    if len(subject) > LONGEST_VALUE:
         return None
     for word in re.split(r"[-_]", subject):
         if word in _PERIOD_WORDS:
@@ -201,46 +194,3 @@ def _quantity(subject: str) -> Quantity | None:
     if subject.startswith("input"):
         return Quantity.INPUT_TOKENS
     return Quantity.OUTPUT_TOKENS if subject.startswith("output") else Quantity.TOKENS
-
-
-def quota_number(text: str | None) -> float | None:
-    """Return a finite number from 0 up: `12000`, `1e4`, `12,000`, the first of `100, 100;w=60`; else None."""
-    if text is None or len(text) > _LONGEST_VALUE:
-        return None
-    plain = text.split(";")[0].strip()
-    is_grouped = re.fullmatch(r"\d{1,3}(,\d{3})+", plain)
-    value = parse_number(plain.replace(",", "") if is_grouped else plain.split(",")[0])
-    return value if value is not None and math.isfinite(value) and value >= 0 else None
-
-
-def reset_seconds(text: str | None, date: str | None = None) -> float | None:
-    """Return seconds from now: `6m0s`, `12ms`, `1h2m`, `41`, an epoch time (s or ms), ISO 8601; else None.
-
-    Args:
-        date: the reply's own Date header. Absolute times are taken relative to it; without it they give None.
-    """
-    if text is None:
-        return None
-    plain = text.strip().lower()
-    if len(plain) > _LONGEST_VALUE:
-        return None
-    parts = _PART.findall(plain)
-    if parts and "".join(value + unit for value, unit in parts) == plain:
-        return sum(float(value) * _UNITS_S[unit] for value, unit in parts)
-    seconds = quota_number(plain)
-    if seconds is not None and seconds < _EPOCH_S:
-        return seconds
-    reset_at = seconds / 1000 if seconds is not None and seconds >= _EPOCH_MS else seconds
-    if reset_at is None:
-        reset_at = _iso_time(text)
-    now = parse_date(date)
-    return None if now is None or reset_at is None else max(0.0, reset_at - now)
-
-
-def _iso_time(text: str) -> float | None:
-    """Unix seconds of an ISO 8601 time; one without a zone is taken as UTC."""
-    try:
-        moment = datetime.fromisoformat(text.strip())
-        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-    except (ValueError, OverflowError):
-        return None

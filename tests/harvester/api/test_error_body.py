@@ -92,6 +92,14 @@ def test_a_redirect_to_no_address_is_an_error_too(location: str) -> None:
         ({"retry-after": "Wed, 21 Oct 2026 07:28:30 GMT", "date": "Wed, 21 Oct 2026 07:28:00 GMT"}, 30.0),
         ({"retry-after": "Wed, 21 Oct 2026 07:27:00 GMT", "date": "Wed, 21 Oct 2026 07:28:00 GMT"}, 0.0),
         ({"retry-after": "Wed, 21 Oct 2026 07:28:30 GMT", "date": "garbage"}, None),
+        # As some servers write it.
+        ({"retry-after": "1792567710", "date": "Wed, 21 Oct 2026 07:28:00 GMT"}, 30.0),
+        ({"retry-after": "1792567710000", "date": "Wed, 21 Oct 2026 07:28:00 GMT"}, 30.0),
+        ({"retry-after": "2026-10-21T07:28:30Z", "date": "Wed, 21 Oct 2026 07:28:00 GMT"}, 30.0),
+        ({"retry-after": "1792567710"}, None),
+        ({"retry-after": "20s"}, 20.0),
+        ({"retry-after": "1m30s"}, 90.0),
+        ({"retry-after": "30, 30"}, 30.0),
     ],
 )
 def test_retry_after(headers: dict[str, str], seconds: float | None) -> None:

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harvester.api.http_values import quota_number, reset_seconds
 from harvester.config.teacher_section import LimitsSection
 from harvester.teacher.limiter.limits import REQUESTS_PER_MINUTE, Charge
-from harvester.teacher.limiter.rate_headers import parse_rate_headers, quota_number, reset_seconds
+from harvester.teacher.limiter.rate_headers import parse_rate_headers
 from harvester.teacher.limiter.rate_limiter import Limiter
 
 DATE = "Tue, 24 Nov 2026 05:00:00 GMT"

@@ -75,6 +75,13 @@ def test_permanent_errors_are_never_retried(leaf: type[TeacherError]) -> None:
     assert play(RetryPolicy(), error) == ([1], [], error)
 
 
+def test_one_row_does_not_wait_for_a_day() -> None:
+    errors = [sent(TeacherUnavailable, retry_after_s=86_000.0) for _ in range(3)]
+    numbers, waits, _ = play(RetryPolicy(), *errors)
+    assert numbers == [1, 2, 3, 4]
+    assert all(600 <= seconds <= 660 for seconds in waits)
+
+
 def test_an_answer_that_is_broken_gets_three_attempts_in_all() -> None:
     numbers, _, ended = play(RetryPolicy(max_attempts=9), *[sent(BrokenAnswer) for _ in range(9)])
     assert numbers == list(range(1, BROKEN_ANSWER_ATTEMPTS + 1))
