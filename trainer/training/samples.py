@@ -63,9 +63,7 @@ class Sampler:
 
     def is_due(self, steps_done: int) -> bool:
         """Whether `[evaluate] sample_every` asks for answers after this many steps."""
-        if not self._interval or not steps_done or self._student.sharded:
-            return False
-        return steps_done % self._interval == 0 or steps_done == self._steps
+        return not self._student.sharded and is_at_interval(steps_done, self._interval, self._steps)
 
     def run(self, steps_done: int) -> Sampled:
         """Return what the student answers now. Every rank must call this; only the leading one generates."""
@@ -138,3 +136,10 @@ def attention_for_generation(model: Any) -> Iterator[None]:
         yield
     finally:
         base.set_attn_implementation(current)
+
+
+def is_at_interval(steps_done: int, interval: int, steps: int) -> bool:
+    """Whether what is done every `interval` steps and after the last one is due; 0: it never is."""
+    if not interval or not steps_done:
+        return False
+    return steps_done % interval == 0 or steps_done == steps

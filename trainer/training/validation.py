@@ -23,7 +23,7 @@ from trainer.training.distributed import World
 from trainer.training.forward import pack_losses
 from trainer.training.inputs import TrainingInputs
 from trainer.training.logbook import Evaluation
-from trainer.training.samples import Sampler
+from trainer.training.samples import Sampler, is_at_interval
 from trainer.training.step import packs_of_rank
 from trainer.training.student import TrainableStudent
 
@@ -113,9 +113,7 @@ class Validation:
 
     def is_due(self, steps_done: int) -> bool:
         """Whether an evaluation belongs after this many steps and has not been made yet."""
-        if not self._interval or not steps_done or self.state.step >= steps_done:
-            return False
-        return steps_done % self._interval == 0 or steps_done == self._steps
+        return self.state.step < steps_done and is_at_interval(steps_done, self._interval, self._steps)
 
     @property
     def is_exhausted(self) -> bool:
