@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import typer
 
@@ -96,8 +97,7 @@ def curve(
         display = Display(print_message, update, StageView(print_message, update))
         result = measure_curve(planned, display)
         files = curve_report.write(result, folder, loaded.name)
-    lines = [*curve_report.text_lines(result), f"page in {files[0]}, figures in {files[1]}"]
-    print_result({**result, "page": files[0], "file": files[1]}, lines, as_json=as_json)
+    _print_report(result, curve_report.text_lines(result), files, as_json=as_json)
 
 
 def loop(
@@ -129,8 +129,7 @@ def loop(
         display = Display(print_message, update, StageView(print_message, update))
         result = Loop(files, display).run()
         written = loop_report.write(result, files.folder, files.train.name)
-    lines = [*loop_report.text_lines(result), f"page in {written[0]}, figures in {written[1]}"]
-    print_result({**result, "page": written[0], "file": written[1]}, lines, as_json=as_json)
+    _print_report(result, loop_report.text_lines(result), written, as_json=as_json)
 
 
 def onpolicy(
@@ -162,5 +161,13 @@ def onpolicy(
     ):
         result = OnPolicy(files, print_message, update).run()
         written = report.write(result, files.folder, files.train.name)
-    lines = [*report.text_lines(result), f"page in {written[0]}, figures in {written[1]}"]
-    print_result({**result, "page": written[0], "file": written[1]}, lines, as_json=as_json)
+    _print_report(result, report.text_lines(result), written, as_json=as_json)
+
+
+def _print_report(
+    result: Mapping[str, Any], lines: Sequence[str], files: tuple[str, str], *, as_json: bool
+) -> None:
+    """Print what an experiment found, and where its page and its figures are."""
+    page, file = files
+    shown = [*lines, f"page in {page}, figures in {file}"]
+    print_result({**result, "page": page, "file": file}, shown, as_json=as_json)

@@ -106,11 +106,8 @@ def _untied(base: Any, wanted: Sequence[str]) -> list[str]:
         for module in tied
     )
     if output in wanted and embedding not in wanted:
-        raise StudentError(
-            f"{output} is tied: input and output share one weight in this base",
-            place="lora.modules_to_save",
-            remedy=f'name "{embedding}", which trains that one weight',
-        )
+        remedy = f'name "{embedding}", which trains that one weight'
+        raise _tied(output, "lora.modules_to_save", remedy)
     return [name for name in wanted if name != output]
 
 
@@ -247,11 +244,13 @@ def _check_ties(base: Any, target: str | Sequence[str]) -> None:
     names = [name for name, module in base.named_modules() if any(module is each for each in tied)]
     odd = [t for t in target if any(name == t or name.endswith(f".{t}") for name in names)]
     if odd:
-        raise StudentError(
-            f"{odd[0]} is tied: input and output share one weight in this base",
-            place="lora.target",
-            remedy='target = "all-linear" leaves embeddings and output layer alone',
-        )
+        remedy = 'target = "all-linear" leaves embeddings and output layer alone'
+        raise _tied(odd[0], "lora.target", remedy)
+
+
+def _tied(name: str, place: str, remedy: str) -> StudentError:
+    message = f"{name} is tied: input and output share one weight in this base"
+    return StudentError(message, place=place, remedy=remedy)
 
 
 def _target_remedy(base: Any) -> str:

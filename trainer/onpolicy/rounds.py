@@ -200,11 +200,7 @@ class OnPolicy:
         student = self._student.scores(examples)
         scored = sum(each.scored for each in groups)
         if not scored:
-            raise DataError(
-                f"none of {len(answers):,} answers of round {number} could be scored",
-                place=str(self._files.train.corpus),
-                remedy="`harvester report` shows the replies; does teacher_tokenizer belong to the teacher?",
-            )
+            raise self._unscored(f"{len(answers):,} answers of round {number}")
         values = [
             advantages(each, mine.log_probs, settings.advantage_clip)
             for each, mine in zip(groups, student, strict=True)
@@ -237,11 +233,7 @@ class OnPolicy:
         sums = np.array([divergence(each, *mine) for each, mine in zip(groups, student, strict=True)])
         tokens = np.array([g.scored for g in groups], dtype=np.float64)
         if not tokens.sum():
-            raise DataError(
-                f"none of {len(answers):,} held-out answers could be scored",
-                place=str(self._files.train.corpus),
-                remedy="`harvester report` shows the replies; does teacher_tokenizer belong to the teacher?",
-            )
+            raise self._unscored(f"{len(answers):,} held-out answers")
         by_prompt = [part.reshape(-1, settings.held_out_samples).sum(axis=1) for part in (sums, tokens)]
         means = _resampled(by_prompt, settings.resamples, settings.seed)
         value = float(sums.sum() / tokens.sum())
@@ -286,6 +278,13 @@ class OnPolicy:
         if table is not None:
             examples = with_distributions(examples, texts, scores, groups, table, self._renderer)
         return examples, answers, groups
+
+    def _unscored(self, answers: str) -> DataError:
+        return DataError(
+            f"none of {answers} could be scored",
+            place=str(self._files.train.corpus),
+            remedy="`harvester report` shows the replies; does teacher_tokenizer belong to the teacher?",
+        )
 
     def _id(self, name: str) -> str:
         """Return the first part of the ids of lines; two runs in one store have different ones."""

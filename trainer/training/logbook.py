@@ -141,7 +141,7 @@ class Logbook:
         except FileNotFoundError:
             return
         except OSError as error:
-            self.problem = f"{self._path.name} not written: {error.strerror}"
+            self._note(error)
 
     def add_step(self, tokens: int, supervised: int, flop: float) -> None:
         """Count one step's tokens, supervised tokens and FLOP; the next line reports rates from them."""
@@ -187,7 +187,10 @@ class Logbook:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(values, ensure_ascii=False) + "\n")
         except OSError as error:
-            self.problem = f"{self._path.name} not written: {error.strerror}"
+            self._note(error)
+
+    def _note(self, error: OSError) -> None:
+        self.problem = f"{self._path.name} not written: {error.strerror}"
 
     def _track(self, values: dict[str, Any]) -> None:
         if self._trackers is None:
