@@ -25,6 +25,7 @@ from harvester.export import (
 from harvester.export.drops import Drop, Filter, chain
 from harvester.export.score import candidate_of
 from harvester.quality.similarity.duplicates import DEFAULT_THRESHOLD, LEAST_THRESHOLD, Duplicates
+from harvester.quality.verifiers.settings import ADD_VERIFIER
 from harvester.quality.verifiers.verifiers import AnswerVerdict, Verifiers
 from harvester.store.shards.schema import Sample
 from harvester.store.where import Where
@@ -145,8 +146,7 @@ class FilterContext:
             ConfigError: there are none.
         """
         if not self.verifiers:
-            remedy = 'add [verify.TASK] kind = "exact"; `*` is every task'
-            raise ConfigError(f"filter {name!r} needs a table [verify]", remedy=remedy)
+            raise ConfigError(f"filter {name!r} needs a table [verify]", remedy=ADD_VERIFIER)
         return self.verifiers
 
 

@@ -14,6 +14,8 @@ from harvester.system.toml_file import Matching, read_toml, validate
 
 # The name in [verify] that stands for every other task.
 EVERY_TASK = "*"
+# Remedy where something needs a verifier and there is none.
+ADD_VERIFIER = 'add [verify.TASK] kind = "exact"; `*` is every task'
 
 Kind = Literal[
     "exact", "normalised", "contains", "numeric", "choice", "json_schema", "regex", "code", "python"
@@ -122,7 +124,5 @@ def load(path: Path) -> VerifySection:
     table = {"verify": file.table.get("verify", {})}
     section = validate(_VerifyFile, table, place_of=file.place_of, missing="kind is needed").verify
     if not section:
-        raise ConfigError(
-            "has no verifier", place=str(path), remedy='add [verify.TASK] kind = "exact"; `*` is every task'
-        )
+        raise ConfigError("has no verifier", place=str(path), remedy=ADD_VERIFIER)
     return section
