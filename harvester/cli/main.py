@@ -85,6 +85,11 @@ def main() -> None:
     except KeyboardInterrupt:
         message("interrupted")
         sys.exit(130)
+    except RuntimeError as error:  # of pathlib, up to Python 3.12
+        if not str(error).startswith("Symlink loop"):
+            raise
+        _print_error(StoreError("a symbolic link leads to itself", place=str(error), remedy="mend the link"))
+        sys.exit(StoreError.exit_code)
     except OSError as error:
         if error.filename is not None:  # a file, not stdout
             remedy = "raise the limit of open files: `ulimit -n 1024`" if error.errno in SHORTAGE else ""

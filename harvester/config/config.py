@@ -146,6 +146,15 @@ class StoreSection(FrozenModel):
     shard_mib: float = Field(default=64, gt=0, le=MAX_MIB)
     min_free_mib: float = Field(default=256, ge=0, le=MAX_MIB)
 
+    @field_validator("path")
+    @classmethod
+    def _path_names_a_folder(cls, value: str) -> str:
+        if not value.strip():
+            raise ValueError("must name a folder")
+        if value == "~" or value.startswith("~/"):
+            raise ValueError(f"~ is not replaced here: write the whole path, or './{value}' for that name")
+        return value
+
     @field_validator("read_also")
     @classmethod
     def _others_are_here(cls, value: tuple[str, ...]) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import io
 import itertools
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +46,10 @@ MOST_BLANK_BYTES = 4 << 20
 # Beginnings of text in other encodings than UTF-8.
 _OTHER_TEXTS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 _SAVE_AGAIN = "save the file again, or name another one"
+
+# Members of a line of which the last one would count, were there two.
+_ONCE = ("prompt", "messages")
+_PROMPT_MEMBERS = (b'"prompt"', b'"messages"')
 
 Row = tuple[int, Mapping[str, Any] | PromptError]
 _BOM = b"\xef\xbb\xbf"
@@ -175,7 +179,14 @@ def _json_row(line: bytes, place: str) -> Mapping[str, Any] | PromptError:
             remedy += f"; if the file is one list or object, {import_remedy(place[:-2])}"
         return PromptError(f"not a JSON line: {error}", place=place, remedy=remedy)
     if not isinstance(loaded, dict):
-        return PromptError(f"a JSON object is expected, found {type(loaded).__name__}", place=place)
+        remedy = import_remedy(place.rpartition(":")[0]) if isinstance(loaded, list) and loaded else ""
+        message = f"a JSON object is expected, found {type(loaded).__name__}"
+        return PromptError(message, place=place, remedy=remedy)
+    if any(line.count(member) > 1 for member in _PROMPT_MEMBERS):
+        try:
+            json.loads(line, object_pairs_hook=_without_repeated_names)
+        except _RepeatedName as error:
+            return PromptError(f"has the member {str(error)!r} twice", place=place, remedy="remove one")
     if len(line) > 2 * MOST_LEVELS and line.count(b"[") + line.count(b"{") > MOST_LEVELS:
         try:
             orjson.dumps([[loaded]])  # the deepest nesting in which a record stores it
@@ -184,6 +195,18 @@ def _json_row(line: bytes, place: str) -> Mapping[str, Any] | PromptError:
     if isinstance(loaded.get("id"), float):
         loaded["id"] = _exact_id(line)
     return loaded
+
+
+class _RepeatedName(Exception):
+    """An object has two members of one name."""
+
+
+def _without_repeated_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    for name in _ONCE:
+        if names.count(name) > 1:
+            raise _RepeatedName(name)
+    return dict(pairs)
 
 
 def _exact_id(line: bytes) -> Any:
@@ -240,6 +263,7 @@ def _csv_rows(path: Path, name: str, growing: bool, any_columns: bool) -> Iterat
                 raise PromptError(
                     "the header has no column 'prompt'", place=f"{name}:1", remedy=import_remedy(name)
                 )
+            _require_single_names(header, f"{name}:1")
             yield from _csv_records(reader, header, name)
         except (csv.Error, UnicodeDecodeError) as error:
             raise PromptError(
@@ -247,6 +271,19 @@ def _csv_rows(path: Path, name: str, growing: bool, any_columns: bool) -> Iterat
             ) from None
         if held_back:
             yield reader.line_num + 1, _unended(name, reader.line_num + 1)
+
+
+def _require_single_names(columns: Sequence[str], place: str) -> None:
+    """Refuse two columns of one name: one of them would be lost.
+
+    Raises:
+        PromptError: there are.
+    """
+    seen: set[str] = set()
+    for column in filter(None, columns):
+        if column in seen:
+            raise PromptError(f"has two columns {column!r}", place=place, remedy="rename or remove one")
+        seen.add(column)
 
 
 def _unended(name: str, number: int) -> PromptError:
@@ -262,6 +299,7 @@ def _parquet_rows(path: Path, name: str) -> Iterator[Row]:
 
     _require_decodable(path, name, "decode_parquet")
     with pq.ParquetFile(path) as file:
+        _require_single_names(file.schema_arrow.names, name)
         yield from _numbered(_parquet_batches(file), name)
 
 
@@ -301,9 +339,17 @@ def _require_decodable(path: Path, name: str, function: str) -> None:
 def _arrow_rows(path: Path, name: str) -> Iterator[Row]:
     """Yield the rows of an Arrow IPC file or stream, as `datasets` and others write them."""
     _require_decodable(path, name, "decode_arrow")
-    batches = _arrow_batches(path)
+    batches = _single_named(_arrow_batches(path), name)
     slices = (b.slice(start, MAX_BATCH_ROWS) for b in batches for start in range(0, len(b), MAX_BATCH_ROWS))
     yield from _numbered(slices, name)
+
+
+def _single_named(batches: Iterable[pa.RecordBatch], name: str) -> Iterator[pa.RecordBatch]:
+    """Yield the batches of a file after a look at their columns; see `_require_single_names`."""
+    for number, batch in enumerate(batches):
+        if number == 0:
+            _require_single_names(batch.schema.names, name)
+        yield batch
 
 
 def _numbered(batches: Iterable[pa.RecordBatch], name: str) -> Iterator[Row]:

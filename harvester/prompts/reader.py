@@ -31,6 +31,8 @@ _OWN_FIELDS = frozenset({"id", "prompt", "messages", "reference", "tags"})
 # With a template they are fields like others.
 _ASKED_FIELDS = frozenset({"prompt", "messages"})
 BY_DEFAULT = RowRules()
+# Byte order mark, and spaces and joiners without width.
+_INVISIBLE = frozenset("\ufeff\u200b\u200c\u200d\u2060\u00ad")
 
 
 def raise_first(error: PromptError) -> None:
@@ -209,14 +211,35 @@ def _messages(fields: Mapping[str, Any], place: str) -> tuple[Message, ...]:
     if text is not None and messages is not None:
         raise PromptError("both 'prompt' and 'messages' are given", place=place, remedy="keep one")
     if messages is None:
-        if not isinstance(text, str) or not text.strip():
+        if not isinstance(text, str) or is_blank(text):
             raise _no_prompt_line(fields, place)
         return ({"role": "user", "content": text},)
     if not isinstance(messages, list) or not messages:
         raise PromptError("'messages' must be a list with at least one message", place=place)
     if not _are_plain(messages, place):  # plain messages always have a key, and checking costs a microsecond
         _require_key(messages, place)
+    if not any(map(_says_something, messages)):
+        raise PromptError("no message has any text", place=place, remedy="write one, or remove the line")
     return tuple(messages)
+
+
+def is_blank(text: str) -> bool:
+    """Whether a text has nothing but white space and characters without width."""
+    text = text.strip()
+    return not text or (text[0] in _INVISIBLE and all(c in _INVISIBLE or c.isspace() for c in text))
+
+
+def _says_something(message: Mapping[str, Any]) -> bool:
+    """Whether a message has text, an image, tool calls, or anything that is checked elsewhere."""
+    content = message.get("content")
+    if isinstance(content, str):
+        return not is_blank(content) or bool(message.get("tool_calls"))
+    if not isinstance(content, list):
+        return True
+    return any(
+        not isinstance(part, dict) or not isinstance(part.get("text"), str) or not is_blank(part["text"])
+        for part in content
+    )
 
 
 def _no_prompt_line(fields: Mapping[str, Any], place: str) -> PromptError:

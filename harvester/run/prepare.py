@@ -447,6 +447,7 @@ def look_ahead(path: Path, flags: Overrides | None = None) -> Plan:
     flags = flags or Overrides()
     config, _ = with_shard(_with_transport(settings.load(path), flags), flags)
     root = path.resolve().parent
+    response_format.check(config.sampling.response_format)
     _require_folder(root / config.store.path)
     sqlite.require_journal(root / config.store.path)  # else all that is sealed would count as not held
     with _prompts_of_judge(config, path):

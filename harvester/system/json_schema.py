@@ -5,6 +5,7 @@ jsonschema is imported where a schema is used: few runs have one, and every run 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -29,12 +30,46 @@ def problem(schema: bytes) -> str:
     loaded = orjson.loads(schema)
     try:
         validators.validator_for(loaded, default=validators.Draft202012Validator).check_schema(loaded)
+        return _unresolved(loaded)
     except exceptions.SchemaError as error:
         where = "/".join(map(str, error.absolute_path)) or "its root"
         return f"at {where}: {error.message}"
     except RecursionError:
         return "it is nested too deep"
+
+
+def _unresolved(schema: Any) -> str:
+    """Return which reference of a schema leads nowhere: no answer would match; "" for none.
+
+    Schemas that name parts of themselves by `$id` are not looked at.
+    """
+    from referencing import Registry
+    from referencing.exceptions import Unresolvable
+    from referencing.jsonschema import DRAFT202012
+
+    found = list(_strings_of(schema, ("$ref", "$id", "id", "$anchor", "$dynamicAnchor")))
+    references = {text for name, text in found if name == "$ref"}
+    if len(references) == 0 or any(name != "$ref" for name, _ in found):
+        return ""
+    resolver = Registry().resolver_with_root(DRAFT202012.create_resource(schema))
+    for reference in sorted(references):
+        try:
+            resolver.lookup(reference)
+        except (Unresolvable, ValueError, TypeError, KeyError, IndexError, AttributeError):
+            return f"its $ref {reference!r} leads nowhere (another document is never fetched)"
     return ""
+
+
+def _strings_of(schema: Any, names: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """Yield the members of a schema with these names and a text, at any depth."""
+    waiting = [schema]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            yield from ((name, value[name]) for name in names if isinstance(value.get(name), str))
+            waiting.extend(value.values())
+        elif isinstance(value, list):
+            waiting.extend(value)
 
 
 def is_valid(text: str, schema: bytes) -> bool:

@@ -176,7 +176,7 @@ def read_toml(path: Path, missing: str) -> TomlFile:
         ConfigError: the file is missing, not UTF-8 or not TOML; names the line.
     """
     try:
-        text = read_bytes(path, MAX_TOML_BYTES, follows_links=True).decode("utf-8")
+        text = read_bytes(path, MAX_TOML_BYTES, follows_links=True).decode("utf-8-sig")
         return TomlFile(str(path), text, tomllib.loads(text))
     except FileNotFoundError:
         raise ConfigError("no such file", place=str(path), remedy=missing) from None

@@ -223,3 +223,35 @@ def test_what_a_child_dies_of_is_said(limit: int, tmp_path: Path, monkeypatch: p
     (tmp_path / "x.parquet").write_bytes(b"PAR1")
     with pytest.raises(StoreCorrupt, match="ulimit -v" if limit > 0 else "ends the process"):
         proved.require_proved(tmp_path / "x.parquet", "", 0)
+
+
+@pytest.mark.parametrize(
+    ("store", "words"),
+    [
+        ("", "must name a folder"),
+        ("~/answers", "~ is not replaced"),
+        ("loop/store", "symbolic link"),
+        ("x" * 300, "file name too long"),
+    ],
+)
+def test_a_store_that_no_path_leads_to_is_refused(store: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n')
+    (tmp_path / "loop").symlink_to("loop")
+    config = configured(tmp_path, store=store)
+    assert words in refused("run", config, exit_code=2 if "must" in words or "~" in words else 5)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["harvest.toml", "loop", "p.jsonl"]
+
+
+def test_a_configuration_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    config = configured(tmp_path, files="none.jsonl")
+    config.write_bytes(b"\xef\xbb\xbf" + config.read_bytes())
+    assert "none.jsonl" in refused("plan", config)
+
+
+def test_plan_refuses_a_schema_that_run_refuses(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n')
+    config = configured(tmp_path)
+    form = '{type = "json_schema", json_schema = {name = "s", schema = {"$ref" = "#/$defs/A"}}}'
+    config.write_text(f"{config.read_text()}[sampling]\nresponse_format = {form}\n")
+    for command in ("plan", "run"):
+        assert "'#/$defs/A' leads nowhere" in refused(command, config)

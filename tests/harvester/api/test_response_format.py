@@ -82,3 +82,13 @@ def test_only_a_finished_answer_can_be_invalid(content: str, finish: str, outcom
 @given(st.text())
 def test_no_text_crashes(text: str) -> None:
     matches(text, response_format(SCHEMA))
+
+
+def test_a_reference_that_leads_nowhere_is_refused_before_any_answer_is_paid() -> None:
+    fine = {"$defs": {"a": {"type": "integer"}}, "properties": {"x": {"$ref": "#/$defs/a"}}}
+    check(response_format(fine))
+    check(response_format({"properties": {"x": {"$ref": "#"}}}))
+    check(response_format({"$defs": {"a": {"$id": "a.json"}}, "$ref": "a.json"}))
+    for reference in ("#/$defs/b", "#/nope", "http://127.0.0.1:9/x.json", "other.json", "#/$defs/a/0/%zz"):
+        with pytest.raises(ConfigError, match="leads nowhere"):
+            check(response_format({**fine, "$ref": reference}))

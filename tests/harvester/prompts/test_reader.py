@@ -181,3 +181,53 @@ def test_the_derived_id_depends_on_the_text_alone(text: str):
     same = reader.to_prompt({"prompt": text, "reference": "r"}, file="b", line=9)
     other = reader.to_prompt({"prompt": text + "."}, file="a", line=1)
     assert first.id == same.id != other.id
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "words"),
+    [
+        ("a.csv", "prompt,id,prompt\nx,1,y", "two columns 'prompt'"),
+        ("a.csv", "prompt,tag,tag\nx,1,2", "two columns 'tag'"),
+        ("a.jsonl", '{"prompt": "x", "prompt": "y"}', "'prompt' twice"),
+        ("a.jsonl", '{"messages": [], "messages": [{"role": "user", "content": "x"}]}', "'messages' twice"),
+        ("a.jsonl", '{"messages": [{"role": "user", "content": ""}]}', "no message has any text"),
+        ("a.jsonl", '{"messages": [{"role": "user", "content": []}]}', "no message has any text"),
+        (
+            "a.jsonl",
+            '{"messages": [{"role": "user", "content": [{"type": "text", "text": " "}]}]}',
+            "no message has any text",
+        ),
+        ("a.jsonl", '{"prompt": "\\u200b\\ufeff "}', "needs 'prompt'"),
+        ("a.json", '[{"prompt": "x"}]', "`harvester import a.json` writes it"),
+    ],
+)
+def test_what_would_be_lost_or_asked_for_nothing_is_refused(tmp_path: Path, name: str, line: str, words: str):
+    write(tmp_path, name, line)
+    with pytest.raises(PromptError) as caught:
+        list(reader.read([name], tmp_path))
+    assert words in str(caught.value)
+
+
+def test_columns_of_one_name_in_arrow_and_parquet_are_refused(tmp_path: Path):
+    batch = pa.RecordBatch.from_arrays([pa.array(["x"]), pa.array(["y"])], names=["prompt", "prompt"])
+    with pa.ipc.new_file(tmp_path / "a.arrow", batch.schema) as file:
+        file.write_batch(batch)
+    pq.write_table(pa.Table.from_batches([batch]), tmp_path / "a.parquet")
+    for name in ("a.arrow", "a.parquet"):
+        with pytest.raises(PromptError, match="two columns 'prompt'"):
+            list(reader.read([name], tmp_path))
+
+
+def test_a_prompt_may_speak_of_prompts_and_begin_with_a_mark(tmp_path: Path):
+    lines = [
+        {"prompt": 'Write {"prompt": "x", "prompt": "y"}', "n": {"prompt": 1}},
+        {"prompt": "\ufeff2+2?"},
+        {
+            "messages": [
+                {"role": "system", "content": ""},
+                {"role": "user", "content": [{"type": "image_url"}]},
+            ]
+        },
+    ]
+    write(tmp_path, "a.jsonl", *lines)
+    assert len(list(reader.read(["a.jsonl"], tmp_path))) == 3
