@@ -190,7 +190,8 @@ class TrainSection(_Frozen):
         batch_tokens: tokens of one optimiser step, prompts and completions together.
         pack_tokens: tokens of one forward pass; a step is one or more packs. Absent: 2,048 on the CPU,
             16,384 on CUDA; never more than a step or less than `max_length`.
-        max_length: tokens of the longest example; longer ones are left out and counted.
+        max_length: tokens of the longest example; longer ones are left out and counted. So are those that the
+            base has no positions for (GPT-2, OPT).
         lr: peak learning rate of A; that of B is `[lora] plus_ratio` times as high. With `method = "full"` it
             is that of all weights, and 2e-5 where it is left out.
         warmup: share of all steps during which the learning rate rises.

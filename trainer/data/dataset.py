@@ -39,6 +39,7 @@ from trainer.data.soft_targets import SoftReport
 from trainer.data.teacher_tokens import TeacherSignal, read_signal
 from trainer.data.token_alignment import TeacherText
 from trainer.errors import DataError, StudentError
+from trainer.model import weights
 from trainer.provenance import fingerprint, terms_check
 from trainer.provenance.fingerprint import Leaf
 
@@ -175,6 +176,38 @@ class Dataset:
         return int(self.lengths.sum(dtype=np.int64))
 
 
+def longest_row(config: TrainConfig) -> int:
+    """Return the tokens of the longest row to learn: `[train] max_length`, or all that the base can read."""
+    most = config.train.max_length
+    if not weights.context_length(config.base) < most:
+        return most
+    from trainer.model import self_test  # loads torch
+
+    return min(most, self_test.position_limit(config.base) or most)
+
+
+def context_notes(lengths: npt.NDArray[np.int32], config: TrainConfig) -> list[str]:
+    """Say which rows are longer than what the base was made for, and which it can't read at all.
+
+    Args:
+        lengths: tokens that each learned example feeds to the model.
+    """
+    most = longest_row(config)
+    if most < config.train.max_length:
+        return [
+            f"rows of more than {most:,} tokens are left out: the base has no positions for more, whatever "
+            f"[train] max_length says ({config.train.max_length:,})"
+        ]
+    context = weights.context_length(config.base)
+    longer = int((lengths > context).sum()) if context else 0
+    if not longer:
+        return []
+    return [
+        f"{longer:,} of {len(lengths):,} rows have more tokens than the {context:,} that the base was made "
+        f"for (max_position_embeddings): [train] max_length = {context} leaves them out"
+    ]
+
+
 def is_stored(config: TrainConfig) -> bool:
     """Whether a corpus is so large that it has a token store (`trainer.data.tokens`).
 
@@ -302,10 +335,13 @@ def nothing_to_learn(config: TrainConfig, excluded: Mapping[str, int]) -> DataEr
 
 def nothing_fits(config: TrainConfig) -> DataError:
     """Return the error of rows of which none has a token to learn, or all are too long."""
+    most = longest_row(config)
     return DataError(
-        f"no row can be learned: all have more than {config.train.max_length} tokens, or none to learn",
+        f"no row can be learned: all have more than {most} tokens, or none to learn",
         place=str(config.corpus),
-        remedy="raise [train] max_length",
+        remedy="raise [train] max_length"
+        if most == config.train.max_length
+        else "take a base that reads longer rows: this one has no positions for more",
     )
 
 
@@ -330,7 +366,8 @@ def held_out_targets(
         [held.target_reasoning for held in rows],
     )
     pairs = zip(rows, examples, strict=True)
-    return [(held, example) for held, example in pairs if len(example.ids) <= config.train.max_length]
+    most = longest_row(config)
+    return [(held, example) for held, example in pairs if len(example.ids) <= most]
 
 
 def _read_samples(
@@ -382,8 +419,9 @@ def with_soft_targets(
     """
     if rows.signal is None:
         return examples, None
+    most = longest_row(config)
     keys = [
-        "" if _unlearnable(example, config.train.max_length) else sample.key
+        "" if _unlearnable(example, most) else sample.key
         for sample, example in zip(rows.train, examples, strict=True)
     ]
     answers = [teacher_text(sample, config.data) for sample in rows.train]
@@ -412,7 +450,8 @@ def select(rows: Rows, examples: Sequence[Example], config: TrainConfig, vocabul
     """
     if rows.weights:
         examples = [replace(e, weight=w) for e, w in zip(examples, rows.weights, strict=True)]
-    reasons = [_unlearnable(e, config.train.max_length) for e in examples]
+    most = longest_row(config)
+    reasons = [_unlearnable(e, most) for e in examples]
     fitting = tuple(e for e, reason in zip(examples, reasons, strict=True) if not reason)
     excluded = Counter(rows.excluded) + Counter(reason for reason in reasons if reason)
     if not fitting:

@@ -76,10 +76,11 @@ def read(config: TrainConfig, renderer: Renderer, on_progress: Progress = no_pro
         return RowsOfStore(config, renderer, builder.prepare(config, renderer, on_progress))
     rows = dataset.read(config, learns=False)
     rendered = dataset.render_samples(rows.train, renderer, config.data)
+    most = dataset.longest_row(config)
     pairs = [
         (sample, example)
         for sample, example in zip(rows.train, rendered, strict=True)
-        if len(example.ids) <= config.train.max_length and example.supervised > 0
+        if len(example.ids) <= most and example.supervised > 0
     ]
     return RowsInMemory([sample for sample, _ in pairs], [example for _, example in pairs])
 
@@ -135,7 +136,7 @@ class RowsOfStore:
     def __init__(self, config: TrainConfig, renderer: Renderer, store: TokenStore) -> None:
         reader, chosen = store.rows.reader, store.rows.chosen
         lengths = reader.column("length")[chosen]
-        fits = (lengths <= config.train.max_length) & (lengths > reader.column("prompt_length")[chosen])
+        fits = (lengths <= dataset.longest_row(config)) & (lengths > reader.column("prompt_length")[chosen])
         self._config = config
         self._renderer = renderer
         self._store = store

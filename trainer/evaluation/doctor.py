@@ -110,7 +110,12 @@ def diagnose(config: TrainConfig, on_progress: Progress = no_progress) -> Diagno
     compared = compare(rendered, renderer, config) if soft and not refusals else ()
     return Diagnosis(
         findings=(*faults, *refusals),
-        notices=(*_notices(rendered, renderer, config), *(soft.notes() if soft else ()), *student_notes),
+        notices=(
+            *_notices(rendered, renderer, config),
+            *(soft.notes() if soft else ()),
+            *dataset.context_notes(data.lengths, config),
+            *student_notes,
+        ),
         checks=tuple(checks),
         shown=tuple(_pick_samples(rendered, checks, renderer)),
         examples=len(data.examples),

@@ -40,7 +40,7 @@ from trainer.evaluation.judging import ceiling, judge_answers, judged_by, teache
 from trainer.evaluation.likelihood import Likelihood
 from trainer.evaluation.scorecard import scorecard
 from trainer.files import write_json
-from trainer.model import generate, model, weights
+from trainer.model import generate, model, self_test, weights
 from trainer.model.forward import lora_forward
 from trainer.provenance import fingerprint
 from trainer.publish.adapter import check_same_base, check_same_tokens
@@ -227,6 +227,7 @@ class HeldOutTest:
             max_new_tokens=self.limit,
             batch=self.config.evaluate.batch,
             pad_id=self.renderer.tokenizer.pad_token_id,
+            positions=self_test.position_limit(self.config.base),
         )
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config import TrainConfig
+from trainer.data import dataset
 from trainer.data.chat_template import Example, Renderer
 from trainer.data.conversation import Conversation
 from trainer.errors import DataError, FindingsError
@@ -59,10 +60,11 @@ def load(config: TrainConfig, renderer: Renderer) -> GeneralSet:
         [True] * len(pairs),
         [None] * len(pairs),
     )
+    most = dataset.longest_row(config)
     kept = [
         (example, len(answer.encode()))
         for example, (_, answer) in zip(examples, pairs, strict=True)
-        if len(example.ids) <= config.train.max_length
+        if len(example.ids) <= most
     ]
     return GeneralSet(tuple(e for e, _ in kept), tuple(size for _, size in kept))
 

@@ -40,6 +40,7 @@ from trainer.model.forward.rows import PACKED, RowLayout
 from trainer.model.loading import kind_and_first_line
 from trainer.model.out_of_memory import is_out_of_memory
 from trainer.model.tiny_copy import tiny_copy
+from trainer.model.weights import POSITIONS
 
 # Tokens of the test's documents, longest first: two groups of unlike length, and a document of two tokens.
 LENGTHS = (23, 14, 9, 5, 2)
@@ -134,6 +135,46 @@ def _check_architecture(base: Path, config_text: str) -> StudentForward | None:
         return None
     copy.requires_grad_(False)
     return choose_forward(copy, place="[student] base")
+
+
+def position_limit(base: Path) -> int:
+    """Return how many tokens the base can read; 0 if it reads any number, or it can't be told.
+
+    Learned positions and tables of them end somewhere; most rotary embeddings and ALiBi go on. A tiny copy of
+    the architecture shows which of these it has: it reads as many tokens as its configuration names, and
+    fails at one more.
+    """
+    return _position_limit(base, (base / "config.json").read_text(encoding="utf-8"))
+
+
+@lru_cache(maxsize=16)
+def _position_limit(base: Path, config_text: str) -> int:
+    """Find the limit; `config_text` is the content of config.json, so that a changed one is tried anew."""
+    del config_text
+    try:
+        config = _read_config(base)
+        declared = _declared_positions(config)
+        if not declared:
+            return 0
+        copy = tiny_copy(config)
+        of_copy = _declared_positions(copy.config)
+        with torch.no_grad():
+            own_logits(copy, np.full(of_copy, random_documents(copy)[0][0]))
+    except Exception:  # noqa: BLE001 - each class raises its own kinds
+        return 0
+    try:
+        with torch.no_grad():
+            own_logits(copy, np.full(of_copy + 1, random_documents(copy)[0][0]))
+    except Exception:  # noqa: BLE001 - see above
+        return declared
+    return 0
+
+
+def _declared_positions(config: Any) -> int:
+    """Return the tokens that a configuration names under one of the names that classes have for them."""
+    text = config.get_text_config(decoder=True)
+    values = (getattr(text, name, None) for name in POSITIONS)
+    return next((value for value in values if isinstance(value, int) and value > 0), 0)
 
 
 def _read_config(base: Path) -> Any:

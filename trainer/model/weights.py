@@ -28,6 +28,9 @@ _MOST = {
 _TEXTS = frozenset({"model_type", "hidden_act", "hidden_activation"})
 MOST_BEAMS = 64
 
+# Names of the number of tokens that a base was made to read.
+POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_target_positions")
+
 # Files of a tokenizer, without its chat template.
 _TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"),
@@ -263,8 +266,9 @@ def vocabulary_size(folder: Path) -> int:
 
 def context_length(folder: Path) -> int:
     """Return how many tokens the base can read, from config.json; 0 if it does not say."""
-    length = text_config(folder).get("max_position_embeddings")
-    return length if isinstance(length, int) else 0
+    config = text_config(folder)
+    lengths = (config.get(name) for name in POSITIONS)
+    return next((length for length in lengths if isinstance(length, int) and length > 0), 0)
 
 
 def text_config(folder: Path) -> Mapping[str, Any]:

@@ -19,7 +19,7 @@ from trainer.config import TrainConfig
 from trainer.data.chat_template import Example, Renderer
 from trainer.data.packing import pack
 from trainer.errors import ConfigError, StudentError
-from trainer.model import model, weights
+from trainer.model import model, self_test, weights
 from trainer.model.forward.soft_loss import SoftMix
 from trainer.model.generate import Answer, Limits, generate
 from trainer.publish.adapter import check_same_base, check_same_tokens
@@ -95,6 +95,7 @@ class OnPolicyStudent:
             max_new_tokens=max_new_tokens,
             batch=self._config.evaluate.batch,
             pad_id=self._renderer.tokenizer.pad_token_id,
+            positions=self_test.position_limit(self._config.base),
         )
         with attention_for_generation(self.model), torch.compiler.set_stance("force_eager"):
             return generate(self.model, prompts, limits, seeds=seeds, on_done=on_done, on_note=on_note)

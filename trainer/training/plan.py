@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from trainer.config import TrainConfig
+from trainer.data import dataset
 from trainer.data.tokens.builder import Progress, no_progress
 from trainer.model import model
 from trainer.model.weights import base_sha256, tensor_shapes
@@ -86,6 +87,7 @@ def plan(
     notes = model.check_without_weights(config)
     notes += inputs.soft.notes() if inputs.soft else []
     notes += inputs.rows.mixed
+    notes += dataset.context_notes(inputs.dataset.lengths, config)
     sharded = memory.needs_sharding(config, processes)
     checkpointing = memory.needs_checkpointing(
         config, inputs.largest_pack, processes=processes, sharded=sharded

@@ -19,6 +19,7 @@ from trainer.data import published_template
 from trainer.data.dataset import HeldOut
 from trainer.data.spread import spread
 from trainer.errors import DataError, OutOfMemory, StudentError
+from trainer.model import self_test
 from trainer.model.forward import segment_attention, varlen_attention
 from trainer.model.generate import Limits, generate
 from trainer.model.structure import base_model_of
@@ -96,6 +97,7 @@ class Sampler:
             max_new_tokens=config.evaluate.max_new_tokens or MAX_NEW_TOKENS,
             batch=config.evaluate.batch,
             pad_id=renderer.tokenizer.pad_token_id,
+            positions=self_test.position_limit(config.base),
         )
         try:
             with attention_for_generation(self._student.model), torch.compiler.set_stance("force_eager"):

@@ -157,7 +157,8 @@ class TrainingRun:
         hint = inputs.hint(config.train)
         soft = inputs.soft.notes() if inputs.soft else []
         hints = [line for line in (self._sampler.note, f"hint: {hint}" if hint else "") if line]
-        self._setup_notes = [*describe_setup(student, world), *inputs.rows.mixed, *soft, *hints]
+        context = dataset.context_notes(inputs.dataset.lengths, config)
+        self._setup_notes = [*describe_setup(student, world), *inputs.rows.mixed, *soft, *context, *hints]
         self._notes: list[str] = []
         self._first = self._steps_done = start.steps_done
         self._loss = start.loss

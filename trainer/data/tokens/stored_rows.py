@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from harvester.terms.lineage import Lineage
 from trainer.config import TrainConfig
+from trainer.data import dataset
 from trainer.data.chat_template import ROLES_REMEDY, Example, Renderer
 from trainer.data.conversation import Conversation
 from trainer.data.data_checks import RenderedRows, RowKinds
@@ -137,7 +138,7 @@ class StoredRows:
         """Return which held-out prompts have an answer of the teacher that is whole and not too long."""
         flags = self.reader.gather(self.held_out_rows, "flags")
         lengths = self.reader.gather(self.held_out_rows, "length")
-        return np.asarray(((flags & RowFlag.RENDERED) != 0) & (lengths <= config.train.max_length))
+        return np.asarray(((flags & RowFlag.RENDERED) != 0) & (lengths <= dataset.longest_row(config)))
 
 
 @dataclass(frozen=True, slots=True)

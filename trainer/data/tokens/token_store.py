@@ -195,7 +195,7 @@ def write_selection(  # noqa: PLR0913 - each is a fact of the corpus or of the s
     _require_learnable(reader, selection, config)
     lengths = reader.column("length")[selection.chosen]
     prompts = reader.column("prompt_length")[selection.chosen]
-    too_long = lengths > config.train.max_length
+    too_long = lengths > dataset.longest_row(config)
     nothing = ~too_long & ~((lengths > prompts) & (prompts > 0))
     fits = ~(too_long | nothing)
     excluded = Counter(selection.excluded)
