@@ -9,6 +9,9 @@ import orjson
 # A key that is accepted for chat may lack the right to list models.
 _LISTING = re.compile(r"\bscopes?\b|permission|not allowed to list|model\.read|models?:read", re.IGNORECASE)
 
+# Members that say that there are further pages.
+_MORE_MEMBERS = ("has_more", "next_page_token", "nextPageToken", "next_page", "next_cursor")
+
 
 def is_about_listing(message: str) -> bool:
     """Whether a refused list says that this key may not list models, rather than that it is not accepted."""
@@ -22,11 +25,23 @@ def parse(body: bytes) -> list[str]:
     except orjson.JSONDecodeError:
         return []
     rows = document.get("data") if isinstance(document, dict) else None
-    if not isinstance(rows, list):
-        return []
+    if not isinstance(rows, list) or any(document.get(name) for name in _MORE_MEMBERS):
+        return []  # a page of the list says nothing about a model on another one
     return [row["id"] for row in rows if isinstance(row, dict) and isinstance(row.get("id"), str)]
 
 
 def contains(models: list[str], wanted: str) -> bool:
-    """Whether `wanted` is listed. Some teachers list `models/NAME` for a model that is asked as `NAME`."""
-    return any(model == wanted or model.endswith(f"/{wanted}") for model in models)
+    """Whether `wanted` may be listed. A wrong refusal could not be passed, and a wrong name costs nothing.
+
+    Some teachers list `models/NAME` for a model that is asked as `NAME`, `NAME:latest` (Ollama), `NAME` for
+    `NAME:nitro` (OpenRouter), `openai/*` (LiteLLM), or write it with other capitals.
+    """
+    name = wanted.casefold()
+    plain, _, variant = name.partition(":")
+    names = {name, f"{name}:latest", *([plain] if variant else [])}
+    for model in map(str.casefold, models):
+        if model in names or any(model.endswith(f"/{each}") for each in names):
+            return True
+        if model.endswith("*") and name.startswith(model[:-1]):
+            return True
+    return False

@@ -41,6 +41,8 @@ TOKEN_EDGES = tuple(4**power for power in range(14))
 
 # At most this many model names are counted by name; answers of further ones are counted as `OTHER_MODELS`.
 MOST_MODELS = 20
+# Answers with the text of one to another prompt are pointed out from these on.
+FEWEST_REPEATED_TEXTS, REPEATED_SHARE = 10, 0.2
 OTHER_MODELS = "others"
 
 
@@ -252,6 +254,9 @@ class Counters:
         ),
     ] = 0
     repeated_ids: Annotated[int, Metric("Answers that carry the id of an earlier one.", "{answer}")] = 0
+    repeated_texts: Annotated[
+        int, Metric("Answers with the text, 40 characters or more, of one to another prompt.", "{answer}")
+    ] = 0
     input_tokens: Annotated[
         int,
         Metric("Input tokens of the answers stored.", "{token}", trace="input_tokens", shown=Shown.PROGRESS),
@@ -406,6 +411,11 @@ def unusable(*counts: Mapping[str, int]) -> dict[str, int]:
     """Return how many of these answers are empty, invalid, filtered, refused or unknown, by outcome."""
     sums = {outcome.value: sum(each.get(outcome, 0) for each in counts) for outcome in UNUSABLE}
     return {name: count for name, count in sums.items() if count}
+
+
+def are_texts_repeated(repeated: int, answers: int) -> bool:
+    """Whether more answers have the text of one to another prompt than a few equal prompts explain."""
+    return repeated >= FEWEST_REPEATED_TEXTS and repeated >= REPEATED_SHARE * answers
 
 
 def several_text(counts: Mapping[str, Any]) -> str:

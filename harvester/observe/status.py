@@ -15,7 +15,7 @@ from typing import Any
 from harvester.config import schedule
 from harvester.config.budget_spans import BudgetSpan
 from harvester.errors import COMPLETE_ENDINGS, RunState
-from harvester.observe.counters import judged_text, several_text, unusable
+from harvester.observe.counters import are_texts_repeated, judged_text, several_text, unusable
 from harvester.store import paths
 from harvester.store.journal.batches import waiting_in_batches
 from harvester.store.journal.journal import Journal
@@ -228,6 +228,8 @@ def _odd_answers(status: Mapping[str, Any]) -> list[str]:
             f"usage     {status['usage_corrected']:,} answers report fewer tokens than they hold; charged by "
             "our own count"
         )
+    if are_texts_repeated(status.get("repeated_texts") or 0, status.get("answers_stored") or 0):
+        lines.append(f"texts     {status['repeated_texts']:,} answers have the text of one to another prompt")
     if status.get("repeated_ids"):
         lines.append(f"ids       {status['repeated_ids']:,} answers carry the id of an earlier one")
     return lines

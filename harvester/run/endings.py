@@ -19,7 +19,15 @@ from harvester.errors import (
     TermsRefused,
     TooManyFailures,
 )
-from harvester.observe.counters import Counters, PassResult, Snapshot, judged_text, several_text, unusable
+from harvester.observe.counters import (
+    Counters,
+    PassResult,
+    Snapshot,
+    are_texts_repeated,
+    judged_text,
+    several_text,
+    unusable,
+)
 from harvester.prompts.bad_lines import BAD_PROMPTS_NAME as BAD_PROMPTS
 from harvester.prompts.screen import SKIPPED_PROMPTS_NAME as SKIPPED_PROMPTS
 from harvester.system.counted import counted
@@ -265,6 +273,11 @@ def warnings_of(snapshot: Snapshot, bad_lines: int = 0, skipped: str = "") -> tu
         lines.append(
             f"the teacher reported fewer tokens than {snapshot.usage_corrected:,} of its answers hold: "
             "they were charged by our own count (usage_source = corrected)"
+        )
+    if are_texts_repeated(snapshot.repeated_texts, snapshot.answers_stored):
+        lines.append(
+            f"{snapshot.repeated_texts:,} of {snapshot.answers_stored:,} answers have the text of one to "
+            "another prompt: read some; a gateway may send a message of its own in place of answers"
         )
     if snapshot.repeated_ids:
         lines.append(

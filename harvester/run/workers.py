@@ -156,7 +156,7 @@ class Worker:
         if self.unproven is not None:
             for row, _, answer in pairs:
                 self.unproven.add(row, answer)
-        self.served_models.note(answered.completion)
+        self.served_models.note(answered.completion, request.prompt.id)
         return [] if choices is None else await self._rest_of(request, choices)
 
     def store_of_batch(
@@ -183,7 +183,7 @@ class Worker:
                 self.ending.park(Parked(0.0, why))
 
         self.writer.submit(record, stored)
-        self.served_models.note(answered.completion)
+        self.served_models.note(answered.completion, request.prompt.id)
 
     async def _rest_of(self, request: Request, choices: Choices) -> list[Request]:
         """Return the requests for the rows without an answer: those of broken choices alone."""

@@ -325,6 +325,21 @@ def test_two_replicas_share_the_work(mock_teacher: Mock, tmp_path: Path) -> None
     assert min(first.totals()["requests"], second.totals()["requests"]) >= 15
 
 
+def test_one_text_for_many_prompts_is_kept_counted_and_reported(mock_teacher: Mock, tmp_path: Path) -> None:
+    """A gateway may send words of its own as an answer; many short answers are alike for good reasons."""
+    mock = mock_teacher(accuracy={"*": 1.0})
+    prompts = [f"What is {number} + {number}?" for number in range(20)]
+    words = "I can't serve this request: the daily quota is used up."
+    ended = run_harvest(mock, tmp_path, [{"action": "content", "value": words, "first": 12}], prompts=prompts)
+    assert (ended.fired, ended.exit_code, ended.totals.answers) == (12, 0, 20)
+    assert "11 of 20 answers have the text of one to another prompt" in ended.output
+    assert any("11 answers have the text" in line for line in status_lines(current_status(ended.store)))
+    again = run_harvest(
+        mock, tmp_path, [{"action": "content", "value": words}], prompts=prompts[:1], sampling={"samples": 15}
+    )
+    assert (again.fired, "have the text" in again.output) == (14, False)
+
+
 def test_row_24_an_id_that_comes_twice_is_kept_counted_and_reported_once(
     mock_teacher: Mock, tmp_path: Path
 ) -> None:

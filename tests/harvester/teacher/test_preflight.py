@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import threading
 import time
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from harvester.api import model_list
 from harvester.config.overrides import Overrides
 from harvester.mock_teacher.running import RunningMock
 from harvester.run import job
@@ -144,3 +146,27 @@ def test_nothing_is_sent_outside_opening_hours(mock_teacher: Mock, tmp_path: Pat
     ended = asyncio.run(job.run(prepare(config, Overrides(watch=True, rows=3)), watch, clock))
     assert looks[:4] == [0, 0, 0, 0]
     assert (ended.ending, ended.counts.answers_stored, mock.fired()) == ("rows", 3, {"look": 1})
+
+
+@pytest.mark.parametrize(
+    ("listed", "wanted", "is_listed"),
+    [
+        ("llama3:latest", "llama3", True),
+        ("llama3:70b", "llama3:8b", False),
+        ("llama3:8b", "llama3", False),
+        ("openai/gpt-oss-120b", "openai/gpt-oss-120b:nitro", True),
+        ("openai/*", "openai/gpt-oss-20b", True),
+        ("mistral/*", "openai/gpt-oss-20b", False),
+        ("GPT-OSS-20B", "gpt-oss-20b", True),
+        ("models/gemini", "gemini", True),
+        ("gemini-pro", "gemini", False),
+    ],
+)
+def test_a_model_may_be_listed_by_another_spelling(listed: str, wanted: str, is_listed: bool) -> None:
+    assert model_list.contains(["other", listed], wanted) is is_listed
+
+
+def test_one_page_of_a_list_says_nothing_about_the_others() -> None:
+    page = {"data": [{"id": "a"}], "has_more": True}
+    assert model_list.parse(json.dumps(page).encode()) == []
+    assert model_list.parse(json.dumps({**page, "has_more": False}).encode()) == ["a"]
