@@ -21,6 +21,7 @@ import orjson
 
 from harvester.api.error_body import RAW_KEPT_BYTES, classify, describe, error_inside, excerpt
 from harvester.api.redaction import Redactor
+from harvester.api.shapes.envelopes import choices_of
 from harvester.api.types import Request
 from harvester.config.teacher_section import BatchApiSection, TeacherSection
 from harvester.errors import BrokenAnswer, TeacherError, TeacherUnavailable
@@ -73,7 +74,7 @@ class ResultLine:
 
     Attributes:
         key: of the request.
-        status: HTTP status of the reply, None where the request was not worked on.
+        status: HTTP status of the reply, 200 for every answer; None where the request was not worked on.
         body: of the reply, byte for byte as the line holds it; "" for none.
         error: the line's own error, beside or in place of a reply.
     """
@@ -121,9 +122,14 @@ def read_line(line: bytes) -> ResultLine:
         response = row.get("response") or {}
         status = response.get("status_code")
         content, error = response.get("body"), row.get("error")
+        if status is None and content is None and choices_of(response)[0]:
+            content = response  # Fireworks writes the completion itself
+        status = None if status is None else int(status)
+        if (status is None or 200 < status < 300) and isinstance(content, dict) and choices_of(content)[0]:
+            status = 200
         return ResultLine(
             key,
-            None if status is None else int(status),
+            status,
             b"" if content is None else _as_written(line, content),
             error if isinstance(error, dict) else {},
         )

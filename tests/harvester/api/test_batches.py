@@ -10,6 +10,7 @@ import orjson
 import pytest
 
 from harvester.api.batches import BatchClient, ProviderBatch, ResultLine, batch_line, body_of, read_line
+from harvester.api.replies.completion import parse
 from harvester.api.types import Prompt, Request
 from harvester.config.teacher_section import TeacherSection
 from harvester.errors import BrokenAnswer, PromptRejected, RateLimited, TeacherRefused, TeacherUnavailable
@@ -83,6 +84,27 @@ def test_the_body_is_kept_byte_for_byte():
 def test_lines_without_an_answer_are_judged_like_single_replies(line, error, code):
     failure = read_line(orjson.dumps({"custom_id": "00", **line})).failure("place")
     assert (type(failure), failure.error_code, failure.maybe_billed) == (error, code, False)
+
+
+ANSWERED = {"id": "r", "choices": [{"index": 0, "message": {"content": "4"}, "finish_reason": "stop"}]}
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        {"status_code": 200, "body": ANSWERED},
+        {"status_code": "200", "body": ANSWERED},
+        {"status_code": 201, "body": ANSWERED},
+        {"body": ANSWERED},
+        ANSWERED,
+        {"status_code": 200, "body": orjson.dumps(ANSWERED).decode()},
+    ],
+    ids=range(6),
+)
+def test_an_answer_in_the_line_of_any_provider_is_one(response):
+    line = read_line(orjson.dumps({"custom_id": "00", "response": response, "error": None}))
+    assert (line.status, parse(line.body).text) == (200, "4")
+    assert read_line(orjson.dumps({"custom_id": "00", "response": {"body": {"id": "r"}}})).status is None
 
 
 def test_an_unreachable_or_refusing_provider_is_translated_without_the_key():
