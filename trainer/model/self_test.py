@@ -365,7 +365,9 @@ def _check_own_forward(
     """Refuse a student whose own forward is not finite, or whose logits depend on later tokens."""
     if not all(bool(torch.isfinite(each).all()) for each in logits):
         raise StudentError(
-            "this student's logits are not finite", place=place, remedy="use another base, or fetch it again"
+            "this student's logits are not finite",
+            place=place,
+            remedy="use another base, or fetch it again; a trained one was trained with too high an lr",
         )
     changed = documents[0].copy()
     changed[-4:] = documents[1][:4]

@@ -138,6 +138,12 @@ def _merge(
         student = model.load_trained_student(config, adapter, _CPU, base=base)
         del base
     learned = _logits(student, probe)
+    if not torch.isfinite(learned).all():
+        raise StudentError(
+            "the trained student's logits are not finite",
+            place=str(adapter),
+            remedy="train it again, with a lower [train] lr",
+        )
     groups = [] if config.is_full else adapted_weights.adapted_groups(student, tensors, rounded)
     fold = _check_merge(_logits(student, probe, merged=True), learned, adapter)
     expected = _logits(student, probe, merged=True, cast=kind)

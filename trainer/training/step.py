@@ -162,6 +162,11 @@ class Stepper:
         """Number of skipped steps. Reading it waits for the device."""
         return int(self._bad_steps[0])
 
+    @property
+    def skipped_last(self) -> int:
+        """Number of skipped steps since the last one that was not, or since a resume."""
+        return int(self._bad_steps[1])
+
     def check(self, step: int, place: str) -> None:
         """Check the count of bad steps. Waits for the device.
 

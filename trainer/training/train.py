@@ -12,7 +12,7 @@ from harvester.system.background import StopRequests
 from trainer.config import TrainConfig
 from trainer.data import dataset
 from trainer.data.tokens.token_store import TokenStore
-from trainer.errors import FindingsError, Interrupted, ProcessLost
+from trainer.errors import FindingsError, Interrupted, ProcessLost, TrainingDiverged
 from trainer.model import model
 from trainer.process import end_before_first_step, lock_output_folder, stop_signals
 from trainer.publish.adapter import is_written, require_storable, write_adapter
@@ -281,6 +281,7 @@ class TrainingRun:
         has_trained = self._first < self._steps_done
         if has_trained and self._checkpointer.steps_saved < self._steps_done:
             self.save()
+        self._report_skipped()
         self._load_best()
         if self._world.is_leader and (has_trained or not is_written(self._student.model, self._config)):
             write_adapter(
@@ -292,6 +293,27 @@ class TrainingRun:
                 _soft_summary(self._config, self._inputs),
             )
         self._world.barrier()
+
+    def _report_skipped(self) -> None:
+        """Say how many steps were skipped.
+
+        Raises:
+            TrainingDiverged: all of them were, so nothing was learned.
+        """
+        skipped, last = self._stepper.skipped, self._stepper.skipped_last
+        if not skipped:
+            return
+        if skipped >= self._steps_done:
+            raise TrainingDiverged(
+                f"loss or gradient was not finite in all {self._steps_done} steps: nothing was learned",
+                place=str(self._config.out_path),
+                remedy="lower [train] lr, or look for odd rows with `trainer doctor`",
+            )
+        ends = f", the last {last:,} among them: what was learned before may be too large; lower [train] lr"
+        self._notes.append(
+            f"warning: {skipped:,} of {self._steps_done:,} steps were skipped, loss or gradient not finite"
+            + (ends if last else "")
+        )
 
     def close(self) -> None:
         """End what the log keeps open."""

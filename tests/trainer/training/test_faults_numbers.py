@@ -8,6 +8,7 @@ import threading
 import pytest
 import torch
 
+from tests.trainer import tiny
 from tests.trainer.command_line import lines, run_trainer, toml  # noqa: F401 - fixtures
 from trainer.evaluation import evaluate
 from trainer.training import step
@@ -23,9 +24,12 @@ def test_01_a_loss_that_is_not_finite_once_is_skipped_and_counted(run_trainer, t
             yield (loss * float(value) if len(calls) == 3 else loss), correct
 
     monkeypatch.setattr(step, "pack_losses", poisoned)
-    assert run_trainer("train", toml)[0] == 0
+    code, out, _ = run_trainer("train", toml)
+    assert code == 0
     log = lines(toml.parent / "out" / "train.jsonl")
     assert log[-1]["skipped"] == 1
+    assert f"warning: 1 of {log[-1]['step']} steps were skipped" in out
+    assert "among them" not in out
     assert all(line["loss"] == line["loss"] and abs(line["loss"]) < 100 for line in log)
 
 
@@ -46,6 +50,32 @@ def test_01_a_loss_that_stays_broken_stops_with_the_last_good_checkpoint(run_tra
     code, out, _ = run_trainer("train", toml)
     assert code == 0
     assert "resumed at step" in out
+
+
+def test_01_a_training_that_ends_in_skipped_steps_says_so_and_is_not_exported(run_trainer, tmp_path):  # noqa: F811
+    path = tiny.train_toml(tmp_path, tiny.skill(40, held_out=4), train={"lr": 1e30, "max_steps": 3})
+    code, out, _ = run_trainer("train", path)
+    assert code == 0
+    assert "warning: 2 of 3 steps were skipped" in out
+    assert "the last 2 among them" in out
+    code, _, err = run_trainer("export", path, tmp_path / "merged")
+    assert (code, "logits are not finite" in err, "lower [train] lr" in err) == (2, True, True)
+    assert not (tmp_path / "merged").exists()
+
+
+def test_01_a_training_of_which_every_step_was_skipped_writes_no_adapter(run_trainer, toml, monkeypatch):  # noqa: F811
+    original = step.pack_losses
+
+    def poisoned(*args):
+        for loss, correct in original(*args):
+            yield loss * float("nan"), correct
+
+    monkeypatch.setattr(step, "pack_losses", poisoned)
+    toml.write_text(toml.read_text().replace("[train]", "[train]\nmax_steps = 2"))
+    for _ in range(2):  # the second one finds the checkpoint of the last step
+        code, _, err = run_trainer("train", toml)
+        assert (code, "error[diverged]" in err, "in all 2 steps" in err) == (1, True, True)
+        assert not (toml.parent / "out" / "adapter").exists()
 
 
 def test_02_a_gradient_that_is_not_finite_changes_nothing(run_trainer, toml, monkeypatch):  # noqa: F811
