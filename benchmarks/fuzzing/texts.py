@@ -49,8 +49,11 @@ def letters(random: Random, alphabet: str, most: int = 30) -> str:
 
 
 def answer(random: Random) -> str:
-    """Return the text of an answer. It begins with a letter, as white space at the start may be dropped."""
-    return letters(random, GREEK)
+    """Return the text of an answer.
+
+    It begins with a letter, as white space at the start may be dropped, and ends with no mark of a turn.
+    """
+    return letters(random, GREEK).removesuffix("</s>")
 
 
 def reasoning(random: Random) -> str:

@@ -58,10 +58,12 @@ class Redactor:
         if b"\\" not in plain and not is_stream(plain) and not self._may_spell(plain):
             return plain
         try:
-            document, _ = load(plain)
+            document, is_exact = load(plain)
             text = _dumps(document)  # without \/ and \u escapes, streams in one piece
         except Exception:  # noqa: BLE001 - the parser will report what is wrong with it
             return self._unescaped(plain)
+        if (not is_exact or plain[:1] != b"{") and self._unescaped(plain) != plain:
+            plain = text  # it lies in the document, or beside it
         masked = self.text(text)
         if b"\\u" not in masked and not self._may_spell(masked):
             return plain if masked == text else masked

@@ -23,6 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harvester.api.redaction import Redactor
+from harvester.api.replies import completion
 from harvester.mock_teacher.faults.actions import ACTIONS, Stage
 
 CANARY = "sk-CANARY/+9f3a77c1=zz"
@@ -343,6 +344,23 @@ def test_no_spelling_of_a_key_passes_the_mask(key: str, before: str, after: str,
 @given(st.binary(max_size=200), st.sampled_from([None, "EMPTY", "test"]))
 def test_where_there_is_no_key_the_bytes_stay(body: bytes, key: str | None):
     assert Redactor(key).body(body) is body
+
+
+@pytest.mark.parametrize("escaped", ["sk-canary-12345678", "\\u0073k-canary-12345678"])
+def test_no_key_beside_the_document_passes_the_mask(escaped: str):
+    document = json.dumps({"choices": [{"message": {"content": "4"}, "finish_reason": "stop"}]})
+    for body in (
+        f'{document}{{"half": "{escaped}',
+        f"{document}<!-- {escaped} -->",
+        f": {escaped}\n\n{document}",
+        f"{document}\n\ndata: [DONE]\n: {escaped}",
+        json.dumps({"body": document, "debug": "?"}).replace("?", escaped),
+        json.dumps(json.dumps({"body": document, "debug": "?"})).replace("?", escaped.replace("\\", "\\\\")),
+    ):
+        assert escaped in body or "\\\\" in body
+        kept = Redactor("sk-canary-12345678").body(body.encode())
+        assert b"canary-12345678" not in kept
+        assert completion.parse(kept).text == "4"
 
 
 def test_a_mask_shows_no_key():

@@ -41,7 +41,7 @@ def unframed(raw: bytes) -> bytes:
 def unwrapped(document: Any) -> Any:
     """Return a document that came as a text inside JSON, or as the text of a member `body`."""
     if isinstance(document, str):
-        return _loaded(document, document)
+        document = _loaded(document, document)
     if isinstance(document, dict) and "choices" not in document:
         for name in _TEXT_BODIES:
             body = document.get(name)

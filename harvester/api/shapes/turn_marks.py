@@ -34,7 +34,8 @@ OPENING_MARKS = (
     "[|assistant|]",
 )
 
-_ANY = re.compile("|".join(map(re.escape, (*END_MARKS, *OPENING_MARKS))))
+# How every mark begins.
+_ANY = re.compile(r"<\||<｜|</s>|<e(?:os>|nd_of_turn>)|<start_of_turn>|<turn\|>|\[\|")
 # A mark at the end lies within so many characters, with white space around it.
 _LONGEST_END = 100
 # So many are taken off one end; more are no slip of a server.
@@ -53,18 +54,19 @@ def without_marks(text: str) -> tuple[str, bool]:
 
     A mark after a space is text: a sentence may end with the name of one. So are marks in code and quotes.
     """
-    if _ANY.search(text) is None and _NEXT_TURN.search(text) is None:  # nearly all answers
+    if ("<" not in text and "[|" not in text) or _ANY.search(text) is None:  # nearly all answers
         return text, True
     start, end = 0, len(text)
-    strikes = "<s>" in text  # HTML: `</s>` closes it
     for _ in range(_MOST_MARKS):
         if opening := _AT_START.match(text, start):
             start = opening.end()
     for _ in range(_MOST_MARKS):
         ending = _AT_END.search(text, max(start, end - _LONGEST_END), end)
-        if ending is None or (strikes and "</s>" in ending[0]):
+        if ending is None:
             break
         end = ending.start()
+    if text.endswith("</s>", 0, len(text.rstrip())) and ("<s>" in text or text.find("</s>", start, end) >= 0):
+        end = len(text)  # HTML: struck through
     text = text[start:end]
     return text, _is_literal(text)
 

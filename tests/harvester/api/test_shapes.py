@@ -10,6 +10,7 @@ import orjson
 import pytest
 
 from harvester.api.replies.completion import is_complete, parse
+from harvester.api.shapes import turn_marks
 from harvester.api.types import Outcome
 from harvester.errors import (
     BrokenAnswer,
@@ -744,6 +745,7 @@ def test_members_that_hold_nothing_say_nothing(more: dict[str, Any]) -> None:
         ("The turn ends with <|im_end|>", "The turn ends with <|im_end|>"),
         ("Write `<|im_start|>user` first.", "Write `<|im_start|>user` first."),
         ("<s>5</s> 4 <s>6</s>", "<s>5</s> 4 <s>6</s>"),
+        ("5</s> 4 6</s>", "5</s> 4 6</s>"),
         (
             "A turn begins with <|im_start|>, then the role.",
             "A turn begins with <|im_start|>, then the role.",
@@ -753,6 +755,16 @@ def test_members_that_hold_nothing_say_nothing(more: dict[str, Any]) -> None:
 def test_marks_of_a_chat_template_are_taken_off(given: str, text: str) -> None:
     parsed = parse(body({"content": given}))
     assert (parsed.text, parsed.outcome) == (text, Outcome.OK)
+
+
+@pytest.mark.parametrize("mark", turn_marks.END_MARKS)
+def test_every_end_mark_is_taken_off(mark: str) -> None:
+    assert turn_marks.without_marks(f"It is 4.{mark}") == ("It is 4.", True)
+
+
+@pytest.mark.parametrize("mark", turn_marks.OPENING_MARKS)
+def test_every_opening_mark_is_taken_off(mark: str) -> None:
+    assert turn_marks.without_marks(f"{mark}It is 4.") == ("It is 4.", True)
 
 
 def test_an_answer_that_goes_on_with_a_further_turn_is_flagged() -> None:
