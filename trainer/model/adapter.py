@@ -33,6 +33,13 @@ def add_adapter(base: Any, lora: LoraSection, token_ids: Sequence[int] = ()) -> 
     _check_ties(base, lora.target)
     _check_names(base, lora.target)
     whole = saved_modules(base, lora)
+    if token_ids and (twice := _trained_twice(base, whole)):
+        raise StudentError(
+            f"{twice} is trained as a whole, with the rows of all tokens",
+            place="lora.trainable_tokens",
+            remedy=f"leave [lora] trainable_tokens out, or {twice} out of modules_to_save",
+        )
+    remedy = _target_remedy(base)  # PEFT changes the base before it refuses
     is_tied = bool(getattr(base.config, "tie_word_embeddings", False))
     excluded = excluded_layers(base) if isinstance(lora.target, str) else []
     try:
@@ -56,9 +63,7 @@ def add_adapter(base: Any, lora: LoraSection, token_ids: Sequence[int] = ()) -> 
                 autocast_adapter_dtype=True,  # fp32 master weights over a bf16 base
             )
     except ValueError as error:
-        raise StudentError(
-            f"no adapter: {first_line(error)}", place="lora.target", remedy=_target_remedy(base)
-        ) from None
+        raise StudentError(f"no adapter: {first_line(error)}", place="lora.target", remedy=remedy) from None
     _widen_saved_modules(student)
     return student
 
@@ -109,6 +114,13 @@ def _untied(base: Any, wanted: Sequence[str]) -> list[str]:
         remedy = f'name "{embedding}", which trains that one weight'
         raise _tied(output, "lora.modules_to_save", remedy)
     return [name for name in wanted if name != output]
+
+
+def _trained_twice(base: Any, whole: Sequence[str]) -> str:
+    """Return the embedding or output layer if it is trained as a whole; "" if neither is."""
+    layers = (base.get_input_embeddings(), base.get_output_embeddings())
+    names = [name for name, module in base.named_modules() if any(module is layer for layer in layers)]
+    return next((wanted for wanted in whole if any(name.endswith(wanted) for name in names)), "")
 
 
 def _is_embedding(base: Any, name: str) -> bool:

@@ -80,10 +80,11 @@ def write_adapter(  # noqa: PLR0913 - the student, and what its documents say
 
 
 def is_written(student: Any, config: TrainConfig) -> bool:
-    """Return whether the folder of the adapter, or of the model, holds the weights of a student."""
+    """Return whether the folder of the adapter, or of the model, is intact and holds a student's weights."""
     folder = config.student_path
     try:
         weights.check_trained(folder, full=config.is_full)
+        fingerprint.require_intact(folder)
         if config.is_full:
             return all(
                 torch.equal(tensor, written) for tensor, written in _trained_and_written(student, config)

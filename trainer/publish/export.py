@@ -66,10 +66,10 @@ def export_merged(
     """
     adapter = config.student_path
     weights.check_trained(adapter, full=config.is_full)
+    fingerprint.require_intact(adapter)  # before any of its files is believed
     stored = weights.read_json(adapter / "lineage.json").get("lineages", [])
     lineages = [Lineage(each) for each in stored]
     terms_check.require_permission(config, lineages, (), use="export")
-    fingerprint.require_intact(adapter)
     check_same_base(config, adapter)
     self_test.check_architecture(config.base)
     _check_dtype(dtype)

@@ -20,7 +20,8 @@ from tests.trainer import tiny
 from tests.trainer.command_line import run_trainer, toml  # noqa: F401 - fixtures
 from trainer import config as settings
 from trainer import process
-from trainer.errors import CheckpointError, Interrupted, StoreFull
+from trainer.errors import CheckpointError, FindingsError, Interrupted, StoreFull
+from trainer.publish.export import export_merged
 from trainer.training import checkpoint
 from trainer.training.reporter import Callbacks
 from trainer.training.train import train
@@ -91,6 +92,13 @@ def test_an_adapter_of_fewer_steps_than_the_last_checkpoint_is_written_anew(tmp_
     file.write_bytes(written[:-100])
     train(settings.load(path), allow_change=True)
     assert file.read_bytes() == written
+    lineage = file.with_name("lineage.json")
+    content = lineage.read_text()
+    lineage.write_text('{"lineages": [5]}')  # `evaluate` and `export` refuse it: "train the adapter again"
+    with pytest.raises(FindingsError, match=r"lineage\.json was changed"):
+        export_merged(settings.load(path), tmp_path / "merged")
+    train(settings.load(path), allow_change=True)
+    assert lineage.read_text() == content
 
 
 def test_04_a_second_sigterm_ends_now():
