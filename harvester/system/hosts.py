@@ -19,6 +19,8 @@ _PRIVATE_NETWORKS = tuple(
 # A name without a dot begins with a letter and is no hexadecimal number: some resolvers take 0x7f000001 or
 # 2130706433 for an address.
 _PRIVATE_NAME = re.compile(r"(?!0x)[a-z][a-z0-9_-]*\Z|.+\.(svc|local|internal)\Z")
+# Path of a request, copied together with the address.
+_ROUTE = re.compile(r"(/(?:chat/)?completions)/*\Z", re.IGNORECASE)
 
 _HOST = re.compile(r"(?!-)[a-z0-9_-]+(?:\.[a-z0-9_-]+)*\Z")
 _BETWEEN_WORDS = re.compile(r"[^a-z0-9.]+|(?<![0-9])\.|\.(?![0-9])")
@@ -61,8 +63,9 @@ def check_url(url: str) -> str:
     """Return the URL with its host in lower case and without a trailing slash.
 
     Raises:
-        ValueError: no http(s), user info, a query or a fragment (secrets may be in them), or a host that two
-            libraries would read differently. Whether plain http may be used is decided by `check_plain_http`.
+        ValueError: no http(s), user info, a query or a fragment (secrets may be in them), the path of a
+            request, or a host that two libraries would read differently. Whether plain http may be used is
+            decided by `check_plain_http`.
     """
     if not url.isascii() or not url.isprintable() or set(url) & set(" \\%"):
         raise ValueError(
@@ -78,6 +81,11 @@ def check_url(url: str) -> str:
         raise ValueError(f"{url!r} is not an http(s) URL such as http://127.0.0.1:8000/v1")
     if not is_plain(host):
         raise ValueError(f"host {host!r} is not in its plain form: no dot at the end, no odd characters")
+    if route := _ROUTE.search(parts.path):
+        raise ValueError(
+            f"a base URL ends before {route[1]!r}, which each request adds: "
+            f"{url[: url.lower().rindex(route[1].lower())]}"
+        )
     name = f"[{host}]" if ":" in host else host
     place = name if parts.port is None else f"{name}:{parts.port}"
     return f"{parts.scheme}://{place}{parts.path}".rstrip("/")

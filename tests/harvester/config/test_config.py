@@ -45,6 +45,11 @@ def test_a_minimal_file_gets_defaults_and_a_clean_url():
         ),
         ({"teacher": {"base_url": "https://user:pw@example.com/v1"}}, "no user, password"),
         ({"teacher": {"base_url": "https://example.com/v1?key=sk-1"}}, "no user, password, query"),
+        (
+            {"teacher": {"base_url": "https://example.com/v1/chat/completions"}},
+            "which each request adds: https://example.com/v1",
+        ),
+        ({"teacher": {"base_url": "http://vllm:8000/V1/Completions/"}}, "adds: http://vllm:8000/V1"),
         ({"teacher": {"base_url": "ftp://example.com"}}, "is not an http(s) URL"),
         (
             {"teacher": {"replicas": ["http://example.com/v1"]}},
