@@ -23,7 +23,7 @@ from harvester.terms.lineage import Lineage
 from trainer.config import TrainConfig
 from trainer.data import published_template
 from trainer.data.chat_template import Renderer
-from trainer.errors import ConfigError, StoreFull, StudentError
+from trainer.errors import ConfigError, FindingsError, StoreFull, StudentError
 from trainer.model import four_bit, model, self_test, weights
 from trainer.provenance import fingerprint, model_card, terms_check
 from trainer.publish import adapted_weights, gguf_files, merge, modelfile, server_checks
@@ -66,10 +66,16 @@ def export_merged(
     """
     adapter = config.student_path
     weights.check_trained(adapter, full=config.is_full)
-    fingerprint.require_intact(adapter)  # before any of its files is believed
     stored = weights.read_json(adapter / "lineage.json").get("lineages", [])
+    if not isinstance(stored, list) or not all(isinstance(each, dict) for each in stored):
+        raise FindingsError(
+            "lineage.json was changed after the training",
+            place=str(adapter),
+            remedy=fingerprint.CHANGED_REMEDY,
+        )
     lineages = [Lineage(each) for each in stored]
     terms_check.require_permission(config, lineages, (), use="export")
+    fingerprint.require_intact(adapter)
     check_same_base(config, adapter)
     self_test.check_architecture(config.base)
     _check_dtype(dtype)

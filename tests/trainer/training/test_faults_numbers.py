@@ -52,7 +52,7 @@ def test_01_a_loss_that_stays_broken_stops_with_the_last_good_checkpoint(run_tra
     assert "resumed at step" in out
 
 
-def test_01_a_training_that_ends_in_skipped_steps_says_so_and_is_not_exported(run_trainer, tmp_path):  # noqa: F811
+def test_a_training_that_ends_in_skipped_steps_says_so_and_is_not_exported(run_trainer, tmp_path):  # noqa: F811
     path = tiny.train_toml(tmp_path, tiny.skill(40, held_out=4), train={"lr": 1e30, "max_steps": 3})
     code, out, _ = run_trainer("train", path)
     assert code == 0
@@ -63,7 +63,7 @@ def test_01_a_training_that_ends_in_skipped_steps_says_so_and_is_not_exported(ru
     assert not (tmp_path / "merged").exists()
 
 
-def test_01_a_training_of_which_every_step_was_skipped_writes_no_adapter(run_trainer, toml, monkeypatch):  # noqa: F811
+def test_a_training_of_which_every_step_was_skipped_writes_no_adapter(run_trainer, toml, monkeypatch):  # noqa: F811
     original = step.pack_losses
 
     def poisoned(*args):
