@@ -10,6 +10,7 @@ from pathlib import Path
 
 from harvester.system.free_port import free_port
 from harvester.system.objects.url import require_path_or_url, url_in
+from harvester.system.path_names import require_utf8
 from trainer.errors import ConfigError
 
 TRAIN_TOML = """\
@@ -119,9 +120,12 @@ def write_starter(folder: Path, base: Path | None = None, corpus: str | Path | N
         The files that were written.
 
     Raises:
-        ConfigError: one of the files exists already, or can't be written.
+        ConfigError: one of the files exists already, can't be written, or a name is no UTF-8.
         UsageError: the corpus is a URL that can't be used.
     """
+    for place in (folder, base, corpus):
+        if place is not None and not url_in(os.fspath(place)):
+            require_utf8(Path(place), "name another folder")
     if corpus is not None:
         require_path_or_url(os.fspath(corpus))
     is_tiny = base is None and corpus is None

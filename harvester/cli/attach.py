@@ -14,6 +14,7 @@ from harvester.cli.console import JSON, STORE_OF_RUN, Status, emit, message, pro
 from harvester.cli.detach import log_of
 from harvester.errors import FindingsError, RunState
 from harvester.store import paths
+from harvester.system.command_line.shell_words import shell_word
 from harvester.system.process_state import STANDING, process_state, standing_text
 
 # Seconds between two looks at the run, and between two lines of --json.
@@ -41,9 +42,9 @@ def attach(
     try:
         _follow(store, as_json=as_json)
     except KeyboardInterrupt:
+        word = shell_word(store)
         message(
-            f"the harvest goes on; `harvester attach {store}` shows it again, "
-            f"`harvester stop {store}` ends it"
+            f"the harvest goes on; `harvester attach {word}` shows it again, `harvester stop {word}` ends it"
         )
         raise typer.Exit(130) from None
     status = run_status.current_status(store)

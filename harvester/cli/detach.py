@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from typing import Any, BinaryIO
 
 from harvester.cli.console import message
 from harvester.errors import RunState, StoreError
+from harvester.system.command_line.shell_words import shell_word
 from harvester.system.command_line.verb_command import variable_name
 
 # Holds the path of the log in the environment of the detached process, which renames the log when it is full.
@@ -74,7 +74,7 @@ class Detached:
 
     def lines(self) -> list[str]:
         """For people."""
-        store = shlex.quote(str(self.store))
+        store = shell_word(self.store)
         if self.exit_code is not None:
             return [f"the run has ended already, with exit code {self.exit_code}; log: {self.log}"]
         scope = f", scope {self.unit}" if self.unit else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from harvester.cli.run_options import BUDGET_PER, CONFIG, EPOCH, GRACE, LOG_JSON
 from harvester.config.budget_spans import BudgetSpan
 from harvester.errors import HarvesterError, StoreError
 from harvester.library import HarvestOptions
+from harvester.system.command_line.shell_words import shell_line
 from harvester.system.counted import counted
 
 if TYPE_CHECKING:
@@ -82,8 +82,8 @@ def fleet(
     if merged is not None:
         lines.append(merged[1])
     elif summary.exit_code in (0, 3):
-        stores = " ".join(map(shlex.quote, summary.stores))
-        lines.append(f"merge with: harvester merge {stores} {shlex.quote(summary.whole)}")
+        stores = shell_line(*map(Path, summary.stores))
+        lines.append(f"merge with: harvester merge {stores} {shell_line(Path(summary.whole))}")
     try:
         emit({**_data(summary), **({} if merged is None else merged[0])}, lines, as_json=as_json)
     except StoreError as error:
@@ -151,5 +151,5 @@ def _lines(summary: FleetSummary, config: Path) -> list[str]:
             lines.append(f"  why: {outcome['detail']}")
     lines.append(f"status lies in {summary.folder}/status.json")
     if summary.exit_code not in {0, 3}:
-        lines.append(f"resume with: harvester fleet {shlex.quote(str(config))}")
+        lines.append(f"resume with: harvester fleet {shell_line(config)}")
     return lines

@@ -41,16 +41,15 @@ def init(
     as_json: bool = JSON,
 ) -> None:
     """Create a folder that can run at once: harvest.toml, a few prompts, README."""
-    import shlex
-
     from harvester.cli.init_config import write_starter
+    from harvester.system.command_line.shell_words import shell_line
 
     folder = Path(name)
     files = write_starter(folder)
     lines = [
         f"created {folder}: {', '.join(str(path.relative_to(folder)) for path in files)}",
         "next: harvester mock-teacher --port 8000   (in another terminal)",
-        f"      harvester run {shlex.quote(str(folder / 'harvest.toml'))}",
+        f"      harvester run {shell_line(folder / 'harvest.toml')}",
     ]
     emit({"folder": str(folder), "files": [str(path) for path in files]}, lines, as_json=as_json)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from harvester.errors import ConfigError
+from harvester.system.path_names import require_utf8
 
 HARVEST_TOML = """\
 [teacher]
@@ -77,8 +78,9 @@ def write_starter(folder: Path) -> tuple[Path, ...]:
     """Write the files into `folder` and return their paths.
 
     Raises:
-        ConfigError: one of the files exists already, or the folder can't be written.
+        ConfigError: one of the files exists already, the folder can't be written, or its name is no UTF-8.
     """
+    require_utf8(folder, "name another folder")
     files = {"harvest.toml": HARVEST_TOML, "prompts/first.jsonl": PROMPTS, "README.md": README}
     paths = {folder / name: text for name, text in files.items()}
     if folder.exists() and not folder.is_dir():

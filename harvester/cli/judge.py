@@ -11,6 +11,7 @@ from harvester.cli.commands import HARVEST, HarvesterApp
 from harvester.cli.console import JSON, emit, message
 from harvester.cli.harvest import run_prepared
 from harvester.cli.run_options import CONFIG
+from harvester.system.command_line.shell_words import shell_word
 
 if TYPE_CHECKING:
     from harvester.config.config import HarvestConfig
@@ -80,7 +81,7 @@ def judge(
     if summary.exit_code not in _DONE:
         for line in summary.lines()[:-1]:  # its last line is the command that resumes a harvest
             message(line)
-        message(f"resume with: harvester judge {config}")
+        message(f"resume with: harvester judge {shell_word(config)}")
     facts = verdicts.facts()
     if not facts["judged"] and summary.exit_code in _DONE:
         message("warning: no reply names a verdict: does the rubric ask for the JSON that is read?")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
 from harvester.config.budget_spans import BudgetSpan
 from harvester.config.transport import Transport
 from harvester.errors import ConfigError
+from harvester.system.command_line.shell_words import shell_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,17 +70,19 @@ class Overrides:
         Options other than ceilings are repeated: without its epoch, the run would pay again. Ceilings are
         left out, because one of them may have ended the run.
         """
-        words = ["harvester", "run", str(config)]
+        words: list[str | Path] = ["harvester", "run", config]
         for flag, value in (
             ("--shard", self.shard),
             ("--epoch", self.epoch),
             ("--grace", self.grace_s),
             ("--metrics-file", self.metrics_file),
         ):
-            words += [] if value is None else [flag, f"{value:g}" if isinstance(value, float) else str(value)]
+            if value is not None:
+                shown = f"{value:g}" if isinstance(value, float) else value
+                words += [flag, shown if isinstance(shown, Path) else str(shown)]
         if self.budget_span is not BudgetSpan.RUN:
             words += ["--budget-per", self.budget_span.value]
         if self.transport is not None:
             words += ["--transport", self.transport.value]
         words += ["--watch"] * self.watch + ["--otel"] * self.otel
-        return shlex.join(words)
+        return shell_line(*words)

@@ -25,6 +25,7 @@ from harvester.quality.verifiers.wilson import wilson_limits
 from harvester.store import terms_check
 from harvester.store.reader import Corpus, holds_answers
 from harvester.store.shards.schema import Sample
+from harvester.system.command_line.shell_words import shell_word
 from harvester.system.files import sha256_of
 
 # Field of a judge's prompt that says what it judges; it is metadata, which is never sent.
@@ -319,7 +320,7 @@ def judge_filter(value: Any, root: Path) -> JudgeFilter:
         raise ConfigError("filter 'judge': 'keep' lists win, tie or loss", remedy=_FILTER_REMEDY)
     verdicts = read_verdicts(config, path.parent)
     if not len(verdicts):
-        remedy = f"run `harvester judge {path}` first"
+        remedy = f"run `harvester judge {shell_word(path)}` first"
         raise ConfigError("the judge has judged no answer by this rubric", place=str(path), remedy=remedy)
     store = path.parent / config.store.path
     terms_check.require_permitted(Corpus.open(store), "train", path.parent)

@@ -20,6 +20,7 @@ import orjson
 from harvester.errors import PromptError
 from harvester.prompts import json_lists
 from harvester.prompts.compression import kind_of, open_file
+from harvester.system.command_line.shell_words import shell_word
 from harvester.system.decode_first import UndecodableError, require_decodable
 
 if TYPE_CHECKING:
@@ -377,7 +378,7 @@ def _arrow_batches(path: Path) -> Iterator[pa.RecordBatch]:
 
 def import_remedy(name: str) -> str:
     """Return what to do with a file of another form."""
-    return f"`harvester import {name}` writes it as prompt lines"
+    return f"`harvester import {shell_word(Path(name))}` writes it as prompt lines"
 
 
 def _without_nulls(value: Any) -> Any:

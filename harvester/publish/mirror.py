@@ -6,13 +6,13 @@ needs all rows, so it is that of the last `harvester publish`.
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
 from harvester.errors import ConfigError
 from harvester.publish.store import REPORT_NAME, documents_without_report, publish_snapshot, take_snapshot
 from harvester.publish.terms import require_publishable
 from harvester.store.reader import Corpus
+from harvester.system.command_line.shell_words import shell_word
 from harvester.system.objects.location import Location
 from harvester.system.objects.publisher import PublishOptions
 from harvester.system.objects.transfer import ObjectContent, read_publication
@@ -39,7 +39,7 @@ def mirror_store(store: Path, url: str) -> tuple[str, ...]:
     except ConfigError as error:
         error.remedy = (
             "name another URL in [store] mirror, or give this one to this store by "
-            f"`harvester publish {shlex.quote(str(store))} URL --replace`; the objects there stay"
+            f"`harvester publish {shell_word(store)} URL --replace`; the objects there stay"
         )
         raise
     return tuple(Path(shard.path).name for shard in snapshot.shards)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import shlex
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,6 +29,7 @@ from harvester.store.reader import Corpus
 from harvester.store.shards.manifest import manifest_rows
 from harvester.store.shards.parquet_file import lineage_digest
 from harvester.store.shards.swap import hold_for_reading, locate
+from harvester.system.command_line.shell_words import shell_word
 from harvester.system.command_line.version import __version__
 from harvester.system.counted import counted
 from harvester.system.files import sha256_of
@@ -105,7 +105,7 @@ def publish_store(
             raise ConfigError(
                 f"no answer is in a shard yet: {counted(snapshot.unsealed, 'answer')} only in the journal",
                 place=str(store),
-                remedy=f"`harvester seal {shlex.quote(str(store))}`, then publish again",
+                remedy=f"`harvester seal {shell_word(store)}`, then publish again",
             )
         require_publishable(snapshot.lineages, _facts(corpus, snapshot), *places, use="keep")
         options = options or PublishOptions()

@@ -6,7 +6,6 @@ Nothing is sent and nothing is written.
 from __future__ import annotations
 
 import contextlib
-import shlex
 import ssl
 import time
 from collections.abc import Collection, Iterator
@@ -46,7 +45,9 @@ from harvester.store import other_settings
 from harvester.store.journal import sqlite
 from harvester.store.terms_check import require_unsealed_permitted
 from harvester.system.command_line.extras import require
+from harvester.system.command_line.shell_words import shell_word
 from harvester.system.hosts import printable
+from harvester.system.path_names import require_utf8
 from harvester.teacher import policies
 from harvester.terms import gate as terms
 
@@ -184,12 +185,7 @@ def _verifiers(config: HarvestConfig, root: Path, *, watch: bool) -> Verifiers |
 def _check_store(store: Path) -> None:
     """Refuse a store that sealing would refuse after the money is spent: by its name, or by the terms."""
     _require_folder(store)
-    if reader.printable_path(store) != str(store):
-        raise ConfigError(
-            "lies under a name that is no UTF-8: Parquet files can't be opened there",
-            place=reader.printable_path(store),
-            remedy="rename the folder, or set [store] path to another place",
-        )
+    require_utf8(store, "rename the folder, or set [store] path to another place")
     require_unsealed_permitted(store)
 
 
@@ -464,7 +460,7 @@ def _prompts_of_judge(config: HarvestConfig, path: Path) -> Iterator[None]:
         if config.judge is not None:
             error.message = "the prompts of this judge are not written yet"
             error.remedy = (
-                f"`harvester judge {shlex.quote(str(path))} --prompts-only` writes them, and asks nothing"
+                f"`harvester judge {shell_word(path)} --prompts-only` writes them, and asks nothing"
             )
         raise
 

@@ -18,6 +18,7 @@ from harvester.store import paths
 from harvester.store.journal.adoptions import Adoption, read_adoptions
 from harvester.store.journal.journal import Journal
 from harvester.store.journal.spending import COPIED_ENDING
+from harvester.system.command_line.shell_words import shell_line
 from harvester.terms.lineage import Lineage
 
 # Keys of `[sampling]` that do not change what kind of answer comes: a longer limit, transport, more samples.
@@ -92,7 +93,7 @@ def _own_notes(store: Path, config: HarvestConfig) -> tuple[str, ...]:
     addresses = sorted(
         {lineage.teacher_name for lineage in lineages if held.is_address(lineage.teacher_name)} - {name}
     )
-    to_adopt = f"harvester adopt {store} --identity {teacher.identity or 'NAME'} --from "
+    to_adopt = f"harvester adopt {shell_line(store, '--identity', teacher.identity or 'NAME', '--from')} "
     notes = []
     asked = {held.key_name(lineage) for lineage in lineages if lineage.run_id not in held.copied}
     if teacher.identity is not None:

@@ -7,7 +7,6 @@ overrides that. Only `RecordedTerms.load` does I/O. A reading of published texts
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from harvester.errors import TermsRefused
+from harvester.system.command_line.shell_words import shell_word
 from harvester.system.hosts import host_of
 from harvester.system.safe_text import visible
 from harvester.terms import layers
@@ -169,7 +169,7 @@ def removal(rows: Sequence[tuple[str, str]]) -> str:
     for column in dict.fromkeys(column for column, _ in rows):
         condition = f"{column} = {toml_value([value for name, value in rows if name == column])}"
         typed = "".join(c if visible(c) == c else f"\\U{ord(c):08x}" for c in condition)
-        commands.append(f"`harvester purge STORE --where {shlex.quote(typed)}`")
+        commands.append(f"`harvester purge STORE --where {shell_word(typed)}`")
     return f"remove these answers for good: {' and '.join(commands)}"
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -308,3 +310,62 @@ def test_a_store_is_found_by_the_configuration_that_names_it(tmp_path: Path, moc
     missing = harvester("status", str(tmp_path / "other.toml"))
     assert missing.returncode == 2
     assert "other.toml" in missing.stderr
+
+
+@pytest.mark.parametrize(
+    "name", ["-x", "--dash", "a 'b\"", "new\nline", "tab\tstop", "~", "\u202edlrow", "$(x)"]
+)
+def test_a_printed_command_can_be_typed_into_a_shell(tmp_path: Path, name: str) -> None:
+    done = commands.run("harvester", ["init", "--", name], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    typed = done.stdout.rpartition("      harvester ")[2].strip()
+    words = subprocess.run(
+        ["bash", "-c", f"printf '%s\\0' {typed}"], cwd=tmp_path, capture_output=True, text=True, check=True
+    ).stdout.split("\0")
+    assert words[0] == "run"
+    assert not words[1].startswith("-")
+    assert (tmp_path / words[1]).samefile(tmp_path / name / "harvest.toml")
+
+
+def test_a_command_to_resume_holds_for_a_folder_that_begins_with_a_dash(tmp_path: Path, mock_teacher) -> None:
+    folder(tmp_path, mock_teacher().base_url).rename(tmp_path / "-x.toml")
+    done = commands.run("harvester", ["run", "--max-runtime", "0s", "--", "-x.toml"], cwd=tmp_path)
+    assert done.returncode == 10, done.stderr
+    resume = done.stdout.rpartition("resume with: harvester ")[2].split()
+    assert resume == ["run", "./-x.toml"]
+    assert commands.run("harvester", resume, cwd=tmp_path).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [("report",), ("verify",), ("rederive",), ("export", "OUT"), ("publish", "file://OUT")],
+    ids=lambda verb: verb[0],
+)
+def test_a_store_under_a_name_that_is_no_utf8_is_refused_by_name(
+    tmp_path: Path, mock_teacher, verb: tuple[str, ...]
+) -> None:
+    assert harvester("run", folder(tmp_path, mock_teacher().base_url)).returncode == 0
+    moved = os.fsdecode(os.fsencode(tmp_path) + b"/moved\xff")
+    (tmp_path / "store").rename(moved)
+    rest = [word.replace("OUT", str(tmp_path / "out")) for word in verb[1:]]
+    done = harvester(verb[0], moved, *rest)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "no UTF-8" in done.stderr
+    assert "restore journal.db" not in done.stderr
+
+
+def test_no_folder_is_made_where_no_run_could_start(tmp_path: Path) -> None:
+    name = os.fsdecode(b"no-utf8-\xff")
+    for arguments in (
+        ("harvester", "init", name),
+        ("trainer", "init", name),
+        ("trainer", "init", "new", "--base", name),
+        ("trainer", "init", "new", "--corpus", name),
+        ("trainer", "init", "new", "--corpus", ""),
+    ):
+        done = commands.run(arguments[0], arguments[1:], cwd=tmp_path)
+        assert done.returncode == 2, (arguments, done.stderr)
+        assert "Traceback" not in done.stderr
+        assert "remedy" in done.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -43,8 +43,7 @@ def init(
 
     Example: trainer init my-student
     """
-    import shlex
-
+    from harvester.system.command_line.shell_words import shell_word
     from harvester.system.objects.url import url_in
     from trainer.starter import write_starter
 
@@ -57,7 +56,7 @@ def init(
     shown = [str(path.relative_to(folder)) for path in written if path.parent.name != "base"]
     lines = [
         f"created {folder}: {', '.join(shown)}",
-        f"next: trainer {command} {shlex.quote(str(folder / file))}",
+        f"next: trainer {command} {shell_word(folder / file)}",
     ]
     print_result({"folder": str(folder), "files": [str(path) for path in written]}, lines, as_json=as_json)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from harvester.errors import ConfigError, RemoteStoreError, TermsRefused
 from harvester.store.journal.group_commit import GroupCommit, on_writer
 from harvester.store.journal.journal import Journal
 from harvester.store.shards.manifest import read_manifest
+from harvester.system.command_line.shell_words import shell_word
 from harvester.system.objects import url as object_url
 
 LOOK_EVERY_S = 5.0
@@ -84,7 +84,7 @@ class MirrorTask:
         if self._needs_operator:
             return f"{what}: {self.news['message']}"
         why = f" ({self.news['message']})" if self.news["message"] else ""
-        command = f"`harvester publish {shlex.quote(str(self._store))} URL`"
+        command = f"`harvester publish {shell_word(self._store)} URL`"
         return f"{what}{why}; the next run goes on, {command} does it now"
 
     async def _look(self) -> None:

@@ -16,6 +16,7 @@ import orjson
 
 from harvester.errors import StoreError
 from harvester.store.journal.checksums import updating_checksum
+from harvester.system.command_line.shell_words import shell_line
 
 _PREFIX = "identity:"
 
@@ -66,5 +67,6 @@ def require_complete(connection: sqlite3.Connection, store: Path) -> None:
             raise StoreError(
                 f"the adoption of {adoption.address} by {adoption.identity!r} was interrupted",
                 place=str(store),
-                remedy=f"harvester adopt {store} --identity {adoption.identity} --from {adoption.address}",
+                remedy="harvester adopt "
+                + shell_line(store, "--identity", adoption.identity, "--from", adoption.address),
             )

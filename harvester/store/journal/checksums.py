@@ -17,6 +17,7 @@ import orjson
 
 from harvester.errors import StoreCorrupt
 from harvester.store import paths
+from harvester.system.path_names import error_of_path
 
 # For every table: its columns, and how many of the first belong to the JSON part of the checksum.
 COVERED: dict[str, tuple[tuple[str, ...], int]] = {
@@ -171,6 +172,8 @@ def translate_value_errors(place: Path) -> Iterator[None]:
     try:
         yield
     except _VALUE_ERRORS as error:
+        if isinstance(error, UnicodeError) and (wrong_name := error_of_path(error)):
+            raise wrong_name from error
         raise StoreCorrupt(
             f"a row can't be understood: {type(error).__name__}: {str(error)[:200]}",
             place=str(place),

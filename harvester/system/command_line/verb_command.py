@@ -17,6 +17,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from harvester.errors import HarvesterError, UsageError
+from harvester.system.path_names import error_of_path
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -140,6 +141,10 @@ class VerbCommand(TyperCommand):
                 if error.place in option.opts and _is_from_environment(ctx, option):
                     error.place = f"{error.place} (environment variable {name})"
             raise
+        except UnicodeEncodeError as error:
+            if wrong_name := error_of_path(error):
+                raise wrong_name from error
+            raise
 
     def warn(self, ctx: Any, line: str) -> None:
         """Print a line on stderr."""
@@ -217,6 +222,8 @@ def _words(ctx: Any) -> list[str]:
 
 def _is_path(parameter: Any) -> bool:
     """Whether the values of a parameter are paths."""
+    if parameter.metavar == "PATH":
+        return True
     return "Path" in str(getattr(getattr(parameter, "type_descriptor", None), "annotation", ""))
 
 
