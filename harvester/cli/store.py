@@ -94,7 +94,8 @@ def verify_lines(store: Path, report: VerifyReport) -> list[str]:
     else:
         lines.append(
             f"at least {report.answers:,} answers lie in shards that can be read; what else was stored and"
-            f" billed is known to the journal only, which can't be read; {len(report.messages)} findings"
+            f" billed is known to the journal only, which can't be read; "
+            f"{counted(len(report.messages), 'finding')}"
         )
     lines += [f"  {message}" for message in report.messages]
     for batch in report.waiting.open[:KEYS_SHOWN]:

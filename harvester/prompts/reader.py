@@ -70,6 +70,7 @@ def find(files: Sequence[str], root: Path, bad: Bad = raise_first) -> list[Path]
                 remedy=f'name the files in it, as in "{pattern.rstrip("/")}/a.jsonl"',
             )
         if not usable:
+            _require_readable(pattern, root)
             remedy = "names and globs are resolved beside the configuration file"
             if Path(pattern).is_absolute() and not _is_literal(pattern):
                 remedy = "an absolute name is taken as it is: write a glob relative to the configuration file"
@@ -80,6 +81,25 @@ def find(files: Sequence[str], root: Path, bad: Bad = raise_first) -> list[Path]
 
 def _is_literal(pattern: str) -> bool:
     return frozenset("*?[").isdisjoint(pattern)
+
+
+def _require_readable(pattern: str, root: Path) -> None:
+    """Refuse a folder that this user may not look into: a glob passes over it without a word.
+
+    Raises:
+        PromptError: names the first such folder that the pattern names without wildcards.
+    """
+    folder = root
+    for part in Path(pattern).parts[:-1]:
+        folder /= part
+        if not _is_literal(part) or not folder.is_dir():
+            return
+        if not os.access(folder, os.R_OK | os.X_OK):
+            raise PromptError(
+                "can't be read: permission denied",
+                place=printable_path(folder),
+                remedy="check its owner and permissions",
+            )
 
 
 def _matches(pattern: str, root: Path) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -78,6 +79,10 @@ def has_lost_journal(store: Path) -> bool:
     return bool(present) and not (store / paths.JOURNAL).exists()
 
 
+class NotReadableError(StoreError):
+    """A file of a store may not be read by this user."""
+
+
 def count_readable_rows(folder: Path) -> int:
     """Count the rows of the shards in a folder that can be opened, whatever a journal says of them."""
     rows = 0
@@ -101,6 +106,18 @@ def verify_copy(folder: Path) -> list[Finding]:
     return findings
 
 
+def require_readable(path: Path) -> None:
+    """Do nothing if this user may read a file: what is hidden from one user is not damaged.
+
+    Raises:
+        NotReadableError: the user may not.
+    """
+    if not os.access(path, os.R_OK):
+        raise NotReadableError(
+            "can't be used: permission denied", place=str(path), remedy="check its owner and permissions"
+        )
+
+
 def _shard(folder: Path, entry: ShardEntry) -> Iterator[Finding]:
     path = locate(folder, entry.name)
     place = f"{folder.name}/{entry.name}"
@@ -110,6 +127,7 @@ def _shard(folder: Path, entry: ShardEntry) -> Iterator[Finding]:
     if not path.is_file():
         yield Finding(kind=FindingKind.FOREIGN, place=place, message="it is no regular file")
         return
+    require_readable(path)
     try:
         size = path.stat().st_size
         if entry.sha256 and size != entry.size_bytes:

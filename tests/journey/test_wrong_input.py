@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -369,3 +371,57 @@ def test_no_folder_is_made_where_no_run_could_start(tmp_path: Path) -> None:
         assert "Traceback" not in done.stderr
         assert "remedy" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def as_ordinary_user(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run the harvester without root's right to pass over permissions."""
+    words = [sys.executable, "-m", "harvester", *map(str, arguments)]
+    if os.geteuid() == 0:
+        if shutil.which("setpriv") is None:
+            pytest.skip("root, and no setpriv that drops its rights")
+        rights = "-dac_override,-dac_read_search"
+        words = ["setpriv", f"--bounding-set={rights}", f"--inh-caps={rights}", *words]
+    return subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.mark.parametrize("hidden", ["journal.db", "shards/*.parquet"])
+def test_what_a_user_may_not_read_is_no_damage(tmp_path: Path, mock_teacher, hidden: str) -> None:
+    assert harvester("run", folder(tmp_path, mock_teacher().base_url)).returncode == 0
+    (path,) = (tmp_path / "store").glob(hidden)
+    path.chmod(0)
+    done = as_ordinary_user("verify", tmp_path / "store")
+    path.chmod(0o600)
+    assert done.returncode == 5, (done.stdout, done.stderr)
+    assert path.name in done.stderr
+    assert "permissions" in done.stderr
+    assert "--repair" not in done.stdout + done.stderr
+    assert harvester("verify", tmp_path / "store").returncode == 0
+
+
+def test_a_prompt_folder_that_may_not_be_read_is_named(tmp_path: Path) -> None:
+    config = folder(tmp_path, "http://127.0.0.1:9/v1")
+    (tmp_path / "prompts").mkdir()
+    (tmp_path / "a.jsonl").rename(tmp_path / "prompts" / "a.jsonl")
+    config.write_text(config.read_text().replace("*.jsonl", "prompts/*.jsonl"))
+    (tmp_path / "prompts").chmod(0)
+    done = as_ordinary_user("plan", config)
+    (tmp_path / "prompts").chmod(0o700)
+    assert done.returncode == 2, done.stderr
+    assert f"{tmp_path / 'prompts'}\n" in done.stderr
+    assert "permission denied" in done.stderr
+
+
+def test_an_emptied_journal_beside_shards_is_not_taken_for_a_new_store(tmp_path: Path, mock_teacher) -> None:
+    config = folder(tmp_path, mock_teacher().base_url)
+    assert harvester("run", config).returncode == 0
+    for file in (tmp_path / "store").glob("journal.db*"):
+        file.write_bytes(b"")
+    for command in (("status", tmp_path / "store"), ("report", tmp_path / "store"), ("run", config)):
+        done = harvester(*command)
+        assert done.returncode == 5, done.stderr
+        assert "sealed answers" in done.stderr
+        assert "nothing was stored" not in done.stderr
+    verified = harvester("verify", tmp_path / "store")
+    assert verified.returncode == 1
+    assert "1 finding\n" in verified.stdout
+    assert "put journal.db back from a copy" in verified.stderr

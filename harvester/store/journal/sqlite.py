@@ -285,6 +285,7 @@ def open_for_reading(store: Path) -> sqlite3.Connection:
         connection = _read_only(path)
         try:
             if not _is_made(connection, path):
+                require_journal(store)
                 raise StoreError("the journal is empty", place=str(path), remedy=_HALF_MADE)
         except BaseException:
             connection.close()

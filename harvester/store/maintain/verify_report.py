@@ -18,8 +18,10 @@ from harvester.store.reader import Corpus
 from harvester.store.verify import (
     Finding,
     FindingKind,
+    NotReadableError,
     count_readable_rows,
     has_lost_journal,
+    require_readable,
     verify_copy,
 )
 
@@ -112,16 +114,22 @@ def _verify(store: Path) -> tuple[tuple[Finding, ...], int, bool]:
     A store that can't be opened is a finding too; then the rows of its readable shards are counted.
 
     Raises:
-        StoreError: there is no store and no answers here.
+        StoreError: there is no store and no answers here, or this user may not read it, which is no damage.
     """
     try:
         corpus = Corpus.open(store, is_damaged=True)
         return tuple(corpus.verify()), corpus.count(), not has_lost_journal(store)
+    except NotReadableError:
+        raise
     except StoreError as error:
         folder = store / paths.SHARDS if (store / paths.SHARDS).is_dir() else store
-        if (store / paths.JOURNAL).exists():
-            finding = Finding(kind=FindingKind.DAMAGED, place=paths.JOURNAL, message=error.message)
-            return (finding,), count_readable_rows(folder), False
+        journal = store / paths.JOURNAL
+        if journal.exists():
+            require_readable(journal)
+            rows = count_readable_rows(folder)
+            # A repair copies rows out of a damaged journal; out of an empty one it can't.
+            kind = FindingKind.DAMAGED if journal.stat().st_size or not rows else FindingKind.MISSING
+            return (Finding(kind=kind, place=paths.JOURNAL, message=error.message),), rows, False
         findings = verify_copy(folder)
         if has_lost_journal(store):
             findings.append(Finding(kind=FindingKind.MISSING, place=paths.JOURNAL, message=error.message))
