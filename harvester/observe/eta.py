@@ -2,7 +2,8 @@
 
 Rows differ in length, so the time left is computed from the tokens left, not from rows. The range spans the
 fastest and the slowest of three speeds: the last minute, the last ten minutes, the whole run; paused time is
-not counted. It is widened by two standard errors of tokens per answer, estimated by batch means.
+not counted. It is widened by two standard errors of tokens per answer, estimated by batch means. It is never
+less than the limits in force allow: one that was lowered a moment ago is in no speed yet.
 """
 
 from __future__ import annotations
@@ -56,6 +57,17 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """The limits in force, in units per minute; infinity where none is known."""
+
+    requests_per_minute: float = math.inf
+    tokens_per_minute: float = math.inf
+
+
+UNLIMITED = Limits()
+
+
+@dataclass(frozen=True, slots=True)
 class Span:
     """A range and its most likely value."""
 
@@ -104,7 +116,7 @@ class Forecast:
         sent = self.per_minute("sent")
         return min(1.0, self.per_minute("refused") / sent) if sent else 0.0
 
-    def ahead(self, work: Work) -> Ahead | None:
+    def ahead(self, work: Work, limits: Limits = UNLIMITED) -> Ahead | None:
         """Return what is left; None before the first answer."""
         if self._first is None or not self._points:
             return None
@@ -117,7 +129,16 @@ class Forecast:
         tokens = work.input_tokens * factor + work.rows * last.output_tokens / last.answers
         error = self._error("tokens")
         spread = Span(tokens * (1 - error), tokens, tokens * (1 + error))
-        seconds = Span(spread.low / max(speeds), tokens / speeds[len(speeds) // 2], spread.high / min(speeds))
+        requests = work.rows * min(1.0, last.sent / last.answers)  # fewer where one asks for several answers
+        least_s = requests * MINUTE_S / limits.requests_per_minute
+        guesses = zip(
+            (spread.low, tokens, spread.high),
+            (max(speeds), speeds[len(speeds) // 2], min(speeds)),
+            strict=True,
+        )
+        seconds = Span(
+            *(max(n / speed, n * MINUTE_S / limits.tokens_per_minute, least_s) for n, speed in guesses)
+        )
         each = last.cost_microusd / last.answers
         error = self._error("cost_microusd")
         cost = Span(*(last.cost_microusd + work.rows * each * (1 + e) for e in (-error, 0.0, error)))

@@ -19,7 +19,7 @@ from typing import Any
 from harvester.config.schedule import OpeningHours
 from harvester.errors import Ending, RunState
 from harvester.observe.counters import Snapshot
-from harvester.observe.eta import Ahead, Forecast, Point, Span, Work
+from harvester.observe.eta import Ahead, Forecast, Limits, Point, Span, Work
 from harvester.observe.process_stats import ProcessStats
 from harvester.observe.sd_notify import ServiceNotifier
 from harvester.observe.status import budget_texts, rows_done, status_lines, write_status
@@ -29,6 +29,8 @@ from harvester.run.control.settings import RunControl
 
 BEAT_S = 2.0
 COMPLAINTS_KEPT = 20
+# Limits of the status by which the time left is bounded.
+_RATES = ("requests_per_minute", "tokens_per_minute")
 
 # Seconds that each beat of a draining or sealing run asks of a service manager before it kills the process.
 MORE_TIME_S = 30.0
@@ -188,7 +190,8 @@ class Heartbeat:
         rows = max(0, status["rows_total"] - taken)
         unread = max(0, self._facts["input_tokens_total"] - feed.input_tokens)
         input_tokens = unread + max(0, feed.rows + feed.further_rows - taken) * tokens_per_row
-        ahead = self._forecast.ahead(Work(rows, input_tokens, tokens_per_row))
+        known = {name: rate for name, rate in status["limits"].items() if name in _RATES and rate}
+        ahead = self._forecast.ahead(Work(rows, input_tokens, tokens_per_row), Limits(**known))
         canary_microusd = self._sources.canary.get("cost_microusd", 0)
         return {
             "rows_left": rows,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harvester.observe.eta import UNKNOWN_ERROR, Ahead, Forecast, Point, Work
+from harvester.observe.eta import UNKNOWN_ERROR, Ahead, Forecast, Limits, Point, Work
 
 
 def steady(
@@ -72,6 +72,30 @@ def test_time_on_hold_lowers_the_shown_rate_but_not_the_estimated_work() -> None
     forecast.note(last)  # ten minutes of pause
     assert forecast.per_minute("sent") == 0.0
     assert ahead(forecast, Work(1000, 10_000, 10)).seconds.likely == pytest.approx(100)
+
+
+def test_a_limit_that_was_lowered_a_moment_ago_bounds_the_time_left() -> None:
+    work = Work(rows=1000, input_tokens=10_000, guessed_input=10)
+    free = steady(60).ahead(work)
+    assert free is not None
+    assert steady(60).ahead(work, Limits(60_000, 6_000_000)) == free
+    slow = steady(60).ahead(work, Limits(requests_per_minute=30))
+    assert slow is not None
+    assert (slow.seconds.low, slow.seconds.high) == (2000, 2000)
+    few = steady(60).ahead(work, Limits(tokens_per_minute=3000))
+    assert few is not None
+    assert few.seconds.low == pytest.approx(free.tokens.low / 50)
+    assert few.seconds.likely == pytest.approx(600)
+    assert (slow.tokens, few.cost_microusd) == (free.tokens, free.cost_microusd)
+
+
+def test_requests_for_several_answers_need_fewer_requests_for_the_rows_left() -> None:
+    forecast = Forecast()
+    for second in range(0, 62, 2):
+        forecast.note(Point(second, second, 10 * second, 0, 40 * second, 400 * second, 400 * second))
+    estimate = forecast.ahead(Work(1000, 10_000, 10), Limits(requests_per_minute=30))
+    assert estimate is not None
+    assert estimate.seconds.likely == pytest.approx(500)
 
 
 def test_a_rate_that_halved_widens_the_range_to_both_speeds() -> None:
