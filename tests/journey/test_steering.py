@@ -66,6 +66,10 @@ def test_a_job_is_looked_at_held_retuned_and_stopped(mock_teacher: Mock, tmp_pat
         assert changed["limits"]["requests_per_minute"] == 6000
         assert (changed["budget"]["microusd"], changed["budget"]["tokens"]) == (7_500_000, 3_000_000)
         run.until(lambda s: s["answers_stored"] > held["answers_stored"])
+        client.tell(store, "set", name="rpm", value="30")
+        slow = run.until(lambda s: s["limits"]["requests_per_minute"] == 30)
+        assert slow["rows_left"] > 0
+        assert slow["eta_s"]["low"] >= 2 * slow["rows_left"]
 
         stopped = harvester("stop", store)
         assert stopped.returncode == 0, stopped.stderr
