@@ -28,6 +28,9 @@ SHORTEST = 12
 _NOTHING_LEFT = b'{"choices":[{"index":0,"message":{"content":"***"},"finish_reason":null}]}'
 _ESCAPE = re.compile(rb"\\+u([0-9a-fA-F]{4})")
 
+# An escape that a key may be written with: keys are ASCII.
+_ASCII_ESCAPE = re.compile(rb"\\u00[2-7]|\\/")
+
 
 class Redactor:
     """Replaces one secret, and its base64, percent-encoded, hexadecimal and JSON spellings, by `***`."""
@@ -58,12 +61,12 @@ class Redactor:
         if b"\\" not in plain and not is_stream(plain) and not self._may_spell(plain):
             return plain
         try:
-            document, is_exact = load(plain)
+            document, _ = load(plain)
             text = _dumps(document)  # without \/ and \u escapes, streams in one piece
         except Exception:  # noqa: BLE001 - the parser will report what is wrong with it
             return self._unescaped(plain)
-        if (not is_exact or plain[:1] != b"{") and self._unescaped(plain) != plain:
-            plain = text  # it lies in the document, or beside it
+        if _ASCII_ESCAPE.search(plain) is not None and self._unescaped(plain) != plain:
+            plain = text  # it lies in the document, or beside it, as in a member that a later one replaces
         masked = self.text(text)
         if b"\\u" not in masked and not self._may_spell(masked):
             return plain if masked == text else masked

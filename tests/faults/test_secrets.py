@@ -346,12 +346,14 @@ def test_where_there_is_no_key_the_bytes_stay(body: bytes, key: str | None):
     assert Redactor(key).body(body) is body
 
 
-@pytest.mark.parametrize("escaped", ["sk-canary-12345678", "\\u0073k-canary-12345678"])
+@pytest.mark.parametrize("escaped", ["sk-canary-12345678", "sk-can\\u0061ry-12345678"])
 def test_no_key_beside_the_document_passes_the_mask(escaped: str):
     document = json.dumps({"choices": [{"message": {"content": "4"}, "finish_reason": "stop"}]})
     for body in (
         f'{document}{{"half": "{escaped}',
         f"{document}<!-- {escaped} -->",
+        f'{document}\n{{"id": "{escaped}"}}\n{{"id": "1"}}',
+        document.replace("{", f'{{"id": "{escaped}", "id": "1", ', 1),
         f": {escaped}\n\n{document}",
         f"{document}\n\ndata: [DONE]\n: {escaped}",
         json.dumps({"body": document, "debug": "?"}).replace("?", escaped),
@@ -359,7 +361,7 @@ def test_no_key_beside_the_document_passes_the_mask(escaped: str):
     ):
         assert escaped in body or "\\\\" in body
         kept = Redactor("sk-canary-12345678").body(body.encode())
-        assert b"canary-12345678" not in kept
+        assert not any(spelt in kept for spelt in (b"canary-12345678", b"ry-12345678"))
         assert completion.parse(kept).text == "4"
 
 
