@@ -183,16 +183,16 @@ def _json_row(line: bytes, place: str) -> Mapping[str, Any] | PromptError:
         remedy = import_remedy(place.rpartition(":")[0]) if isinstance(loaded, list) and loaded else ""
         message = f"a JSON object is expected, found {type(loaded).__name__}"
         return PromptError(message, place=place, remedy=remedy)
-    if any(line.count(member) > 1 for member in _PROMPT_MEMBERS):
-        try:
-            json.loads(line, object_pairs_hook=_without_repeated_names)
-        except _RepeatedName as error:
-            return PromptError(f"has the member {str(error)!r} twice", place=place, remedy="remove one")
     if len(line) > 2 * MOST_LEVELS and line.count(b"[") + line.count(b"{") > MOST_LEVELS:
         try:
             orjson.dumps([[loaded]])  # the deepest nesting in which a record stores it
         except orjson.JSONEncodeError:
             return PromptError("nested too deep", place=place, remedy=f"{MOST_LEVELS} levels are the most")
+    if any(line.count(member) > 1 for member in _PROMPT_MEMBERS):
+        try:
+            json.loads(line, object_pairs_hook=_without_repeated_names)
+        except _RepeatedName as error:
+            return PromptError(f"has the member {str(error)!r} twice", place=place, remedy="remove one")
     if isinstance(loaded.get("id"), float):
         loaded["id"] = _exact_id(line)
     return loaded

@@ -190,6 +190,7 @@ def test_the_derived_id_depends_on_the_text_alone(text: str):
         ("a.csv", "prompt,tag,tag\nx,1,2", "two columns 'tag'"),
         ("a.jsonl", '{"prompt": "x", "prompt": "y"}', "'prompt' twice"),
         ("a.jsonl", '{"messages": [], "messages": [{"role": "user", "content": "x"}]}', "'messages' twice"),
+        ("a.jsonl", '{"prompt": "x", "m": {"prompt": ' + "[" * 1000 + "]" * 1000 + "}}", "nested too deep"),
         ("a.jsonl", '{"messages": [{"role": "user", "content": ""}]}', "no message has any text"),
         ("a.jsonl", '{"messages": [{"role": "user", "content": []}]}', "no message has any text"),
         (
