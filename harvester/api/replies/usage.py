@@ -43,6 +43,7 @@ CACHED_MEMBERS = (
     "cache_read_input_tokens",
     "cached_tokens",
     "cachedContentTokenCount",
+    "cacheReadInputTokens",
 )
 REASONING_MEMBERS = (
     "completion_tokens_details.reasoning_tokens",
@@ -52,6 +53,7 @@ REASONING_MEMBERS = (
 )
 # Prompt tokens read from a cache and written into one, which Anthropic leaves out of `input_tokens`.
 ANTHROPIC_CACHE_MEMBERS = ("cache_read_input_tokens", "cache_creation_input_tokens")
+_WRITTEN_MEMBERS = (ANTHROPIC_CACHE_MEMBERS[1], "cacheWriteInputTokens")
 TOTAL_MEMBERS = ("total_tokens", "totalTokens", "totalTokenCount")
 # Member that the body of one choice of several has: how its answer was asked for, and the whole bill.
 SHARE = "harvester_share"
@@ -118,6 +120,8 @@ def read_usage(fields: Mapping[str, Any], input_estimate: int, text: str, reason
     reported_input, reported_output = _first(fields, INPUT_MEMBERS), _first(fields, OUTPUT_MEMBERS)
     cached = _first(fields, CACHED_MEMBERS) or 0
     thought = _first(fields, REASONING_MEMBERS) or 0
+    if not any(name in fields for name in OUTPUT_MEMBERS) and _first(fields, TOTAL_MEMBERS):
+        reported_output = 0  # Gemini, where the answer is cut in its reasoning
     if reported_input is not None and reported_output is not None:
         reported_input, reported_output = _whole(fields, reported_input, reported_output, cached, thought)
     input_tokens, output_tokens = reported_input, reported_output
@@ -143,10 +147,11 @@ def _whole(
 ) -> tuple[int, int]:
     """Return both counts with what the teacher counts beside them, and bills all the same.
 
-    Gemini and xAI leave reasoning out of the output tokens, Anthropic its cache out of the input tokens. A
-    total that is larger than both shows the first; a part that is larger than its whole shows either.
+    Gemini and xAI leave reasoning out of the output tokens, Anthropic and Bedrock their cache out of the
+    input tokens. A total that is larger than both shows the first; a part that is larger than its whole shows
+    either.
     """
-    written = _first(fields, ANTHROPIC_CACHE_MEMBERS[1:]) or 0
+    written = _first(fields, _WRITTEN_MEMBERS) or 0
     total = _first(fields, TOTAL_MEMBERS) or 0
     beside = total - input_tokens - output_tokens
     is_anthropic = "input_tokens" in fields and "prompt_tokens" not in fields

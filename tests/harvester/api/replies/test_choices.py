@@ -226,3 +226,14 @@ def test_what_is_joined() -> None:
     seeded = requests_of(2, seed=1)
     assert not may_join(*seeded)
     assert [len(request.each) for request in joined(seeded, 8, None)] == [1, 1]
+
+
+def test_counts_of_each_choice_are_not_taken_for_the_whole_bill() -> None:
+    counted = [
+        choice(index, "four", usage={"prompt_tokens": 10, "completion_tokens": tokens})
+        for index, tokens in enumerate((40, 30))
+    ]
+    chunks = [{"choices": [{**each, "delta": each.pop("message")}]} for each in map(dict, counted)]
+    streamed = b"".join(b"data: %s\n\n" % json.dumps(chunk).encode() for chunk in chunks)
+    for raw in (body(*counted, usage=None), streamed + b"data: [DONE]\n\n"):
+        assert split(raw, 2, 10).usage.source == "estimated"

@@ -108,6 +108,17 @@ def test_unusable_usage_is_estimated_and_says_so(usage: Any) -> None:
             },
             (3000, 6),
         ),
+        # Bedrock has its cache in the total alone, at the price of input.
+        (
+            {"inputTokens": 10, "outputTokens": 6, "cacheReadInputTokens": 5000, "totalTokens": 5016},
+            (5010, 6),
+        ),
+        (
+            {"inputTokens": 10, "outputTokens": 6, "cacheWriteInputTokens": 300, "totalTokens": 316},
+            (310, 6),
+        ),
+        # Protobuf leaves a 0 out: Gemini's answer was cut in its reasoning.
+        ({"promptTokenCount": 12, "thoughtsTokenCount": 500, "totalTokenCount": 512}, (12, 500)),
         # Nothing is beside these.
         ({"prompt_tokens": 1300, "completion_tokens": 6, "cache_read_input_tokens": 1000}, (1300, 6)),
         ({"prompt_tokens": 12, "completion_tokens": 6, "total_tokens": 18}, (12, 6)),
@@ -115,7 +126,7 @@ def test_unusable_usage_is_estimated_and_says_so(usage: Any) -> None:
         ({"prompt_tokens": 12, "completion_tokens": 6, "total_tokens": 10**15}, (12, 6)),
         ({"prompt_tokens": "12", "completion_tokens": "6", "total_tokens": "18"}, (12, 6)),
     ],
-    ids=range(11),
+    ids=range(14),
 )
 def test_what_is_counted_beside_prompt_and_answer_is_billed(
     usage: dict[str, Any], counts: tuple[int, int]
