@@ -137,9 +137,10 @@ def load_choices(raw: bytes) -> Assembled:
     try:
         document = orjson.loads(text)
     except (orjson.JSONDecodeError, RecursionError):
-        documents, exact = _load_tolerantly(text, raw)
-        if len(documents) > 1 and all(isinstance(each, dict) for each in documents):
-            assembled = assemble_lines(documents)
+        documents, exact, rest = _load_tolerantly(text, raw)
+        is_cut = rest.startswith("{") and _goes_on(documents[-1])
+        if (len(documents) > 1 or is_cut) and all(isinstance(each, dict) for each in documents):
+            assembled = assemble_lines(documents, is_cut=is_cut)
             return replace(assembled, is_exact=assembled.is_exact and exact)
         document = documents[0]
     if isinstance(document, list) and len(document) == 1:
@@ -151,14 +152,21 @@ def load_choices(raw: bytes) -> Assembled:
     return Assembled(document, exact, True, inexact=whole, unfinished=whole, stray=whole)
 
 
-def _load_tolerantly(text: bytes, raw: bytes) -> tuple[list[Any], bool]:
+def _goes_on(document: Any) -> bool:
+    """Whether a document holds a piece of an answer that has not ended."""
+    choices = choices_of(document)[0] if isinstance(document, dict) else None
+    return bool(choices) and not any(finish_word(item) for item in choices or () if isinstance(item, Mapping))
+
+
+def _load_tolerantly(text: bytes, raw: bytes) -> tuple[list[Any], bool, str]:
     """Read JSON with NaN, lone surrogates, invalid UTF-8, or more behind it: it was paid for.
 
-    Returns its documents (some servers stream several, one a line), and whether nothing had to be replaced.
+    Returns its documents (some servers stream several, one a line), whether nothing had to be replaced, and
+    what follows them.
     """
     try:
-        documents, exact = read_documents(text.decode("utf-8", "replace"))
-        return documents, exact and _is_utf8(text)
+        documents, exact, rest = read_documents(text.decode("utf-8", "replace"))
+        return documents, exact and _is_utf8(text), rest
     except (ValueError, RecursionError) as error:
         if isinstance(error, RecursionError) and text.lstrip()[:1] == b"{":
             raise  # an object nested too deep: it was paid for, so `parse` stores it as `unknown`

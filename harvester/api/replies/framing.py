@@ -15,11 +15,13 @@ import orjson
 from harvester.api.replies.sse import integer_of
 
 # Comments of an event stream, and blank lines.
-_COMMENTS = re.compile(rb"(?:[ \t]*(?::[^\r\n]*)?(?:\r\n|\r|\n))+(?=[ \t]*\{)")
+# Possessive here and below: there are millions of them in some bodies, and `\r\n` can be one end or two.
+_COMMENTS = re.compile(rb"(?:[ \t]*+(?::[^\r\n]*+)?+[\r\n]++)++(?=[ \t]*+\{)")
 # A record separator of JSON text sequences, and guards against inclusion as a script.
 _GUARDS = (b"\x1e", b")]}',", b")]}'")
 # What may follow a whole document without a meaning, besides white space.
-_END = re.compile(r"(?:\s|\0|\x1e|\ufeff|data:|\[DONE\])*\Z")
+_END = re.compile(r"(?:[\s\0\x1e\ufeff]++|data:|\[DONE\])*+\Z")
+_SPACE = re.compile(r"\s*+")
 # Members of the envelope of a cloud function that hold a body as text.
 _TEXT_BODIES = ("body", "Body")
 
@@ -57,10 +59,13 @@ def _loaded(text: str, otherwise: Any) -> Any:
         return otherwise
 
 
-def read_documents(text: str) -> tuple[list[Any], bool]:
-    """Read the JSON documents at the start of a text, and whether all of it was read without loss.
+def read_documents(text: str) -> tuple[list[Any], bool, str]:
+    """Read the JSON documents at the start of a text, and return what follows them.
 
-    What can't be kept (half a character, NaN) is replaced, and what follows the documents left out.
+    What can't be kept (half a character, NaN) is replaced.
+
+    Returns:
+        The documents, whether all of the text was read without loss, and the rest of it.
 
     Raises:
         ValueError: it begins with none.
@@ -68,14 +73,14 @@ def read_documents(text: str) -> tuple[list[Any], bool]:
     """
     decoder = json.JSONDecoder(parse_int=integer_of)
     documents: list[Any] = []
-    is_exact, at = True, len(text) - len(text.lstrip())
+    is_exact, at = True, _space_end(text, 0)
     while not documents or not _END.match(text, at):
         start = at
         try:
             document, at = decoder.raw_decode(text, start)
         except ValueError:
             if documents:
-                return documents, False
+                return documents, False, text[start:]
             raise
         try:
             documents.append(orjson.loads(text[start:at]))
@@ -83,6 +88,11 @@ def read_documents(text: str) -> tuple[list[Any], bool]:
             is_exact = False
             kept = json.dumps(document, ensure_ascii=False).encode("utf-8", "replace")
             documents.append(json.loads(kept))
-        while text[at : at + 1].isspace():
-            at += 1
-    return documents, is_exact
+        at = _space_end(text, at)
+    return documents, is_exact, ""
+
+
+def _space_end(text: str, start: int) -> int:
+    """Where white space from a place on ends."""
+    space = _SPACE.match(text, start)
+    return space.end() if space else start

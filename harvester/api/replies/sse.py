@@ -102,10 +102,15 @@ def assemble(raw: bytes) -> Assembled:
     return stream.document(raw)
 
 
-def assemble_lines(lines: list[dict[str, Any]]) -> Assembled:
-    """Join the chunks of a stream that came as JSON lines; see `assemble`."""
+def assemble_lines(lines: list[dict[str, Any]], *, is_cut: bool = False) -> Assembled:
+    """Join the chunks of a stream that came as JSON lines; see `assemble`.
+
+    Args:
+        is_cut: whether a part of a further line follows them.
+    """
     stream = _Stream()
-    stream.end()  # the lines are whole, and nothing else marks the end
+    if not is_cut:
+        stream.end()  # the lines are whole, and nothing else marks the end
     for chunk in lines:
         if stream.add(chunk):
             break
@@ -244,8 +249,6 @@ class _Stream:
         if choice is None:
             choice = self._choices[number] = _Choice(number)
         choice.add(part)
-        if part.get("usage") is not None:  # Moonshot's place for the counts
-            self._head["usage"] = part["usage"]
 
     def document(self, raw: bytes) -> Assembled:
         """The document of all chunks.
@@ -299,10 +302,12 @@ class _Choice:
         self._snapshots = Snapshots()
         self._reasoning_members: set[str] = set()
         self._has_deltas = False
+        self._usage: Any = None
 
     def add(self, part: dict[str, Any]) -> None:
         """Add a chunk of this choice."""
         self.finish = finish_word(part) or self.finish
+        self._usage = part.get("usage") or self._usage  # Moonshot's place for the counts
         delta = part.get("delta")
         if isinstance(delta, str):
             delta = {"content": delta}
@@ -403,6 +408,7 @@ class _Choice:
             "message": message,
             "finish_reason": self.finish or None,
             "logprobs": self._logprobs or None,
+            **({"usage": self._usage} if self._usage else {}),
         }
 
     def _join(self, name: str, pieces: list[Any]) -> Any:

@@ -42,6 +42,8 @@ _LONGEST_END = 100
 _MOST_MARKS = 8
 _AT_END = re.compile(rf"(?:\s*[\r\n]\s*|(?<!\s))(?:{'|'.join(map(re.escape, END_MARKS))})\s*\Z")
 _AT_START = re.compile(rf"\s*(?:{'|'.join(map(re.escape, OPENING_MARKS))})\s*")
+# HTML that `</s>` ends.
+_STRUCK = re.compile(r"<s(?:>|\s)", re.IGNORECASE)
 _ROLES = "(?:user|assistant|system|developer|tool|model|analysis|final|commentary)"
 # The beginning of a further turn: the model went on as if it were asked again.
 _NEXT_TURN = re.compile(
@@ -65,7 +67,9 @@ def without_marks(text: str) -> tuple[str, bool]:
         if ending is None:
             break
         end = ending.start()
-    if text.endswith("</s>", 0, len(text.rstrip())) and ("<s>" in text or text.find("</s>", start, end) >= 0):
+    if text.endswith("</s>", 0, len(text.rstrip())) and (
+        _STRUCK.search(text) is not None or text.find("</s>", start, end) >= 0
+    ):
         end = len(text)  # HTML: struck through
     text = text[start:end]
     return text, _is_literal(text)

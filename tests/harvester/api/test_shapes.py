@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
+import tracemalloc
 from typing import Any
 
 import orjson
@@ -590,6 +592,44 @@ def test_an_answer_with_something_else_behind_it_is_kept_and_flagged(rest: bytes
     assert (parsed.text, parsed.outcome) == ("The answer is 4.", Outcome.UNKNOWN)
 
 
+def json_lines(*texts: str) -> bytes:
+    chunks = [{"choices": [{"index": 0, "delta": {"content": text}}]} for text in texts]
+    return b"\n".join(map(orjson.dumps, chunks))
+
+
+@pytest.mark.parametrize("texts", [("The ", "answer"), ("The ", "answer ", "is")])
+def test_json_lines_that_end_in_the_middle_of_one_are_a_broken_connection(texts: tuple[str, ...]) -> None:
+    whole = json_lines(*texts)
+    assert is_complete(whole)
+    assert not is_complete(whole[:-5])
+    with pytest.raises(ConnectionBroken):
+        parse(whole[:-5])
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b": keep-alive\r\n\r\n" * 11 + b"data: " + PLAIN + b"\r\n\r\n",
+        b"\n" * 1_000_000 + PLAIN,
+        b"\n" * 1_000_000 + b"<html>",
+        PLAIN + b"\0" * 1_000_000 + b"x",
+        PLAIN + b"\n" * 1_000_000 + b"x",
+    ],
+    ids=range(5),
+)
+def test_padding_costs_time_and_memory_in_proportion_to_its_bytes(raw: bytes) -> None:
+    started = time.process_time()
+    tracemalloc.start()
+    try:
+        with contextlib.suppress(BrokenAnswer):
+            assert parse(raw).text == "The answer is 4."
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert time.process_time() - started < 2
+    assert peak < 20 * len(raw) + 1_000_000
+
+
 @pytest.mark.parametrize(
     ("document", "error"),
     [
@@ -746,6 +786,8 @@ def test_members_that_hold_nothing_say_nothing(more: dict[str, Any]) -> None:
         ("Write `<|im_start|>user` first.", "Write `<|im_start|>user` first."),
         ("<s>5</s> 4 <s>6</s>", "<s>5</s> 4 <s>6</s>"),
         ("5</s> 4 6</s>", "5</s> 4 6</s>"),
+        ('It is <s class="old">5</s>', 'It is <s class="old">5</s>'),
+        ("It is <S>5</s>", "It is <S>5</s>"),
         (
             "A turn begins with <|im_start|>, then the role.",
             "A turn begins with <|im_start|>, then the role.",
