@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from jsonschema.protocols import Validator
 
 
+# Members that hold values of answers: a `$ref` in them is a name like any other.
+_DATA_MEMBERS = frozenset({"const", "enum", "default", "examples"})
+
+
 def encoded(schema: Any) -> bytes:
     """Return a schema as JSON, the form that the functions here take."""
     return orjson.dumps(schema)
@@ -43,6 +47,7 @@ def _unresolved(schema: Any) -> str:
 
     Schemas that name parts of themselves by `$id` are not looked at.
     """
+    from jsonschema import validators
     from referencing import Registry
     from referencing.exceptions import Unresolvable
     from referencing.jsonschema import DRAFT202012
@@ -52,7 +57,10 @@ def _unresolved(schema: Any) -> str:
     if len(references) == 0 or any(name != "$ref" for name, _ in found):
         return ""
     resolver = Registry().resolver_with_root(DRAFT202012.create_resource(schema))
+    unknown: Any = None
     for reference in sorted(references):
+        if validators.validator_for({"$schema": reference}, default=unknown) is not unknown:
+            continue  # the schema of schemas, which is at hand
         try:
             resolver.lookup(reference)
         except (Unresolvable, ValueError, TypeError, KeyError, IndexError, AttributeError):
@@ -61,13 +69,13 @@ def _unresolved(schema: Any) -> str:
 
 
 def _strings_of(schema: Any, names: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    """Yield the members of a schema with these names and a text, at any depth."""
+    """Yield the members of a schema with these names and a text, at any depth but in examples and values."""
     waiting = [schema]
     while waiting:
         value = waiting.pop()
         if isinstance(value, dict):
             yield from ((name, value[name]) for name in names if isinstance(value.get(name), str))
-            waiting.extend(value.values())
+            waiting.extend(part for name, part in value.items() if name not in _DATA_MEMBERS)
         elif isinstance(value, list):
             waiting.extend(value)
 

@@ -89,6 +89,11 @@ def test_a_reference_that_leads_nowhere_is_refused_before_any_answer_is_paid() -
     check(response_format(fine))
     check(response_format({"properties": {"x": {"$ref": "#"}}}))
     check(response_format({"$defs": {"a": {"$id": "a.json"}}, "$ref": "a.json"}))
+    check(response_format({"properties": {"x": {"$ref": "http://json-schema.org/draft-07/schema#"}}}))
+    for name in ("const", "default"):
+        check(response_format({"properties": {"x": {name: {"$ref": "#/of/the/answer"}}}}))
+    for name in ("enum", "examples"):
+        check(response_format({"properties": {"x": {name: [{"$ref": "#/of/the/answer"}]}}}))
     for reference in ("#/$defs/b", "#/nope", "http://127.0.0.1:9/x.json", "other.json", "#/$defs/a/0/%zz"):
         with pytest.raises(ConfigError, match="leads nowhere"):
             check(response_format({**fine, "$ref": reference}))
