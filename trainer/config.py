@@ -97,7 +97,7 @@ class DataSection(_Frozen):
         corpus: a store folder, any folder of shards, or the URL of a published store
             (`s3://bucket/prefix`).
         split_field: metadata field with a row's split. Only rows with "train" are learned; the others are
-            held out for evaluation.
+            held out for evaluation. Names such as "Train" or "trian" are noted with their rows.
         eval_share: share (0 to 1) of the prompts without a split that is held out. The choice depends on
             the prompt's content only.
         truncated: what to do with rows cut by the teacher's token limit: leave them out, or learn them

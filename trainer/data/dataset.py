@@ -36,6 +36,7 @@ from trainer.data.conversation import (
     request_beyond_columns,
 )
 from trainer.data.soft_targets import SoftReport
+from trainer.data.split_names import UnknownSplits
 from trainer.data.teacher_tokens import TeacherSignal, read_signal
 from trainer.data.token_alignment import TeacherText
 from trainer.errors import DataError, StudentError
@@ -112,8 +113,8 @@ class Rows:
         origins: hash of each row's origin, by key (`fingerprint.origin_sha256`).
         weights: of the samples of `train` in the loss; empty: all count alike.
         signal: log-probabilities of the samples of `train`; None: they were not read.
-        mixed: what should not be together, a line each: settings in which the rows differ, and rows that may
-            repeat held-out prompts.
+        mixed: what may be other than it was meant, a line each: settings in which the rows differ, splits of
+            unusual names, and rows that may repeat held-out prompts.
     """
 
     train: tuple[Sample, ...]
@@ -250,11 +251,12 @@ def read(config: TrainConfig, only: Collection[str] | None = None, *, learns: bo
     corpus = Corpus.open(config.corpus)
     origins: dict[str, str] = {}
     excluded: Counter[str] = Counter()
-    mixing = Mixing(config.corpus)
+    mixing, unknown = Mixing(config.corpus), UnknownSplits(config.data.split_field)
     entries: list[tuple[Sample, str, str]] = []
     are_any = False
     for sample in _read_samples(corpus, config, origins, excluded, mixing):
         are_any = True
+        unknown.add(sample)
         key = prompt_key(sample.messages)
         split = split_of(sample, key, config.data)
         if only is not None and split == "train" and sample.key not in only:
@@ -293,11 +295,11 @@ def read(config: TrainConfig, only: Collection[str] | None = None, *, learns: bo
     signal = None
     if learns and config.train.soft_targets == "auto":
         signal = read_signal(corpus.batches(LOGPROB_COLUMNS), {sample.key for sample in chosen.samples})
-    mixed = (*mixing.notes(), *unknown_split(config))
+    mixed = (*mixing.notes(), *unknown.notes(), *beyond_decontamination(config))
     return Rows(chosen.samples, held_out, +excluded, lineages, origins, chosen.weights, signal, mixed)
 
 
-def unknown_split(config: TrainConfig) -> Iterator[str]:
+def beyond_decontamination(config: TrainConfig) -> Iterator[str]:
     """Say that more prompts are held out than those against which the corpus was decontaminated."""
     share, drawn = decontaminated_share(config.corpus), config.data.eval_share
     if share is not None and drawn > share:

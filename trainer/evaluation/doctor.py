@@ -112,6 +112,7 @@ def diagnose(config: TrainConfig, on_progress: Progress = no_progress) -> Diagno
         findings=(*faults, *refusals),
         notices=(
             *_notices(rendered, renderer, config),
+            *rendered.rows.mixed,
             *(soft.notes() if soft else ()),
             *dataset.context_notes(data.lengths, config),
             *student_notes,

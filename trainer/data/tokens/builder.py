@@ -73,7 +73,7 @@ def prepare(
     if store is None:
         raise not_as_written(home)
     terms_check.require_permission(config, store.terms.lineages, store.terms.facts)
-    notes = (*store.rows.mixed, *dataset.unknown_split(config))
+    notes = (*store.rows.mixed, *dataset.beyond_decontamination(config))
     return replace(store, rows=replace(store.rows, mixed=notes))
 
 

@@ -39,6 +39,7 @@ class PartFacts:
         teachers: (teacher, terms, mock) by the number in a record.
         controls: sets of control tokens by the number in a record.
         settings: how many rows were asked under which settings, see `harvester.store.mixing.Mixing.counts`.
+        splits: how many rows have a split of an unusual name, by the name.
     """
 
     rows: int
@@ -47,6 +48,7 @@ class PartFacts:
     teachers: tuple[tuple[str, str, bool], ...] = ()
     controls: tuple[tuple[int, ...], ...] = ()
     settings: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    splits: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,7 @@ def write(folder: Path, content: PartContent) -> None:
                 "teachers": facts.teachers,
                 "controls": facts.controls,
                 "settings": facts.settings,
+                "splits": facts.splits,
             },
         )
         fsync(hidden)
@@ -125,6 +128,7 @@ def read_facts(folder: Path) -> PartFacts | None:
             tuple((str(teacher), str(terms), bool(mock)) for teacher, terms, mock in stored["teachers"]),
             tuple(tuple(ids) for ids in stored["controls"]),
             stored["settings"],
+            stored["splits"],
         )
     except (OSError, LookupError, TypeError, ValueError):
         return None

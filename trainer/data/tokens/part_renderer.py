@@ -31,6 +31,7 @@ from trainer.data.conversation import (
     conversation_of,
     request_beyond_columns,
 )
+from trainer.data.split_names import UnknownSplits
 from trainer.data.student_tokens import StudentTokens
 from trainer.data.teacher_tokens import TeacherSignal
 from trainer.data.token_alignment import align
@@ -89,7 +90,7 @@ class PartRenderer:
                 is noted in its record.
         """
         part = _PartWriter(signal)
-        settings = Mixing(self._config.corpus)
+        settings, splits = Mixing(self._config.corpus), UnknownSplits(self._config.data.split_field)
         left = iter(samples)
         while batch := list(islice(left, _AT_ONCE)):
             chosen = []
@@ -100,13 +101,14 @@ class PartRenderer:
                     part.left_out += 1
                     continue
                 settings.add(sample)
+                splits.add(sample)
                 chosen.append(_Row(sample, self._config.data))
             self._render_batch(chosen)
             if signal is not None:
                 self._align(chosen, signal)
             for row in chosen:
                 part.add(row)
-        return part.content(settings)
+        return part.content(settings, splits)
 
     def _align(self, rows: Sequence[_Row], signal: TeacherSignal) -> None:
         """Find where tokens of teacher and student begin together, in the rows that may be learned."""
@@ -289,7 +291,7 @@ class _PartWriter:
         self._prompt_ids += prompt_id
         self._texts += text
 
-    def content(self, settings: Mixing) -> PartContent:
+    def content(self, settings: Mixing, splits: UnknownSplits) -> PartContent:
         """Return the part."""
         records = np.array(self._records, dtype=RECORD)
         records["text_start"] += len(self._prompt_ids)
@@ -300,6 +302,7 @@ class _PartWriter:
             tuple(self._teachers),
             tuple(self._controls),
             settings.counts,
+            splits.counts,
         )
         signal = {} if self._signal is None else self._signal.files()
         return PartContent(records, self._ids.tobytes(), bytes(self._prompt_ids + self._texts), facts, signal)

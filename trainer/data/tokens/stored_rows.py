@@ -63,7 +63,7 @@ class StoredRows:
         chosen: numbers of the rows to learn, those too long included, by prompt id, sample number and key.
         held_out_rows: numbers of the held-out prompts.
         counts: rows to learn by (teacher, terms, mock).
-        mixed: settings in which the rows differ, a line each.
+        mixed: as of `dataset.Rows`.
     """
 
     reader: PartReader

@@ -29,6 +29,7 @@ from trainer.data.chat_template import ROLES_REMEDY
 from trainer.data.data_checks import Check, RowFaults, RowKinds
 from trainer.data.dataset import Dataset
 from trainer.data.soft_targets import SoftReport
+from trainer.data.split_names import UnknownSplits
 from trainer.data.tokens import part, soft_files
 from trainer.data.tokens.part_reader import PartReader, RowNumbers, StoredExamples, not_as_written, unreadable
 from trainer.data.tokens.row_record import RowFlag
@@ -235,9 +236,10 @@ def write_selection(  # noqa: PLR0913 - each is a fact of the corpus or of the s
     ends = (flags & RowFlag.TERMINATED) != 0
     faults = RowFaults(bits, selection.respelled, control, bool(ends.any()), int(fits.sum()))
     checks = faults.checks(fault_names, lambda place: reader.prompt_id(int(selection.chosen[place])))
-    settings = Mixing(config.corpus)
+    settings, splits = Mixing(config.corpus), UnknownSplits(config.data.split_field)
     for facts in reader.facts:
         settings.add_counts(facts.settings)
+        splits.add_counts(facts.splits)
     kinds = RowKinds(
         int(((flags & RowFlag.THINKING) != 0).sum()),
         int(((flags & RowFlag.REASONING) != 0).sum()),
@@ -255,7 +257,7 @@ def write_selection(  # noqa: PLR0913 - each is a fact of the corpus or of the s
             "teachers": [[*teacher, rows] for teacher, rows in _teachers(reader, selection.chosen).items()],
             "lineages": [dict(lineage.stored) for lineage in terms.lineages],
             "terms_facts": list(terms.facts),
-            "mixed": settings.notes(),
+            "mixed": [*settings.notes(), *splits.notes()],
             "kinds": asdict(kinds),
             "soft": None if report is None else asdict(report),
             "soft_files": files,
