@@ -362,7 +362,9 @@ class _LeavesByKey:
 
 
 def _short_key(key: str) -> np.uint64:
-    return np.uint64(int.from_bytes(bytes.fromhex(key[:16]).ljust(8, b"\0")))
+    # Hashed, because rows of a corpus that another program wrote may have keys of any kind.
+    digest = hashlib.blake2b(key[:16].encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return np.uint64(int.from_bytes(digest))
 
 
 def _identity(row: Leaf | Sample) -> tuple[str, str, int]:

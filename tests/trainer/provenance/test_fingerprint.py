@@ -197,6 +197,13 @@ def test_leaves_whose_keys_begin_alike_are_told_apart(tmp_path: Path):
     assert fingerprint.verify(adapter, corpus(tmp_path / "d", rows[:-1])) == ["row p3 is not in the corpus"]
 
 
+@pytest.mark.parametrize("key", ["row-1", "", "abc"])
+def test_a_corpus_whose_keys_are_no_hashes_has_other_rows(tmp_path: Path, key: str):
+    adapter = tree_over(tmp_path / "adapter", [sample(0), sample(1)])
+    store = corpus(tmp_path / "c", [replace(sample(0), key=key), sample(1)])
+    assert fingerprint.verify(adapter, store) == ["row p0 is not in the corpus"]
+
+
 def test_an_adapter_without_lineage_and_an_unknown_row_are_errors(adapter: Path, tmp_path: Path):
     with pytest.raises(ConfigError, match="no learned row"):
         fingerprint.trace(adapter, "nope", tmp_path)
