@@ -118,10 +118,13 @@ def check_architecture(base: Path, device: torch.device | str = "cpu") -> Studen
     """
     config_text = (base / "config.json").read_text(encoding="utf-8")
     problem = _check_architecture(base, config_text)
-    if problem is None or not problem.layout.packed:
-        return problem
+    if problem is None:
+        return None
     config = _read_config(base).get_text_config(decoder=True)
-    return replace(problem, layout=replace(problem.layout, attention=packed_attention(device, config)))
+    layout = replace(problem.layout, border=rotary.border_of(config))  # the copy's own is that of its sizes
+    if layout.packed:
+        layout = replace(layout, attention=packed_attention(device, config))
+    return replace(problem, layout=layout)
 
 
 @lru_cache(maxsize=16)

@@ -135,6 +135,14 @@ def test_only_angles_that_depend_on_the_length_have_a_border():
     assert rotary.kinds_of(nested) == {"longrope", "default"}
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_without_its_weights_a_base_has_the_border_of_its_own_configuration(tmp_path, name):
+    write_base(tmp_path / "base", name)
+    forward = self_test.check_architecture(tmp_path / "base")
+    assert forward is not None
+    assert forward.layout.border == RotaryBorder(BORDER, "dynamic" in name)
+
+
 def test_a_split_base_refuses_rows_beyond_the_border(tmp_path, monkeypatch):
     path = tiny.train_toml(tmp_path, tiny.skill(4, held_out=1), train={"max_length": 64})
     write_base(tmp_path / "base", "llama longrope")
