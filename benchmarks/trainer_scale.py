@@ -67,23 +67,29 @@ from benchmarks.copied_corpus import copy_parts
 copy_parts(Path(sys.argv[1]), int(sys.argv[2]))
 """
 ONE_PROCESS = "from trainer.data.tokens import builder; builder.PARALLEL_ROWS = 1 << 40; "
-# What is read and written to evaluate and audit, without the models: losses are made up, each another.
+# What is read, held and written to evaluate and audit, without the models: answers and losses are made up.
 EVALUATE = """
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+import numpy as np
 from trainer import config as settings
-from trainer.data.chat_template import Renderer
-from trainer.evaluation import evaluate, evaluated_rows, explorer
-from trainer.model import model
+from trainer.evaluation import evaluate
+from trainer.model.generate import Answer
+class Student:
+    def disable_adapter(self): return nullcontext()
+    def merge_adapter(self): pass
+def generate(_student, prompts, _limits, **_):
+    return [Answer(tuple(prompt[-16:]), False) for prompt in prompts]
+def measure(_student, examples, config):
+    tokens = np.array([example.supervised for example in examples], dtype=float)
+    binned = np.repeat(tokens[:, None] / evaluate.likelihood.BINS, evaluate.likelihood.BINS, axis=1)
+    return evaluate.likelihood.Likelihood(tokens / 2, tokens, binned / 2, binned / 2, binned)
+evaluate.generate.generate, evaluate.likelihood.measure = generate, measure
+evaluate.model.load_trained_student = lambda *_: Student()
 config = settings.load(Path(sys.argv[1]))
-renderer = Renderer(model.load_tokenizer(config.base, config.template))
-rows = evaluated_rows.read(config, renderer)
-assert rows.taught()
-texts = [held.teacher or "" for held in rows.held_out[:20]]
-explorer.write_page(
-    rows.held_out[:20], {"base": texts, "student": ["?"] * len(texts)}, rows.learned,
-    config.out_path / "disagreements.html", "scale",
-)
+once = config.evaluate.model_copy(update={"speed_prompts": 0})
+evaluate.evaluate(config.model_copy(update={"evaluate": once}))
 """
 AUDIT = """
 import sys

@@ -35,7 +35,7 @@ from trainer.data.tokens.builder import Progress, no_progress
 from trainer.data.tokens.row_texts import RowTexts
 from trainer.data.tokens.selection import places_by_prompt
 from trainer.errors import DataError
-from trainer.evaluation import audited_rows, likelihood, neighbours, text_metrics
+from trainer.evaluation import audited_rows, likelihood, neighbours, on_demand, text_metrics
 from trainer.evaluation.audited_rows import AuditedRows, Prompts
 from trainer.evaluation.learned_texts import prompt_text
 from trainer.evaluation.likelihood import Values
@@ -250,25 +250,9 @@ def _unseen_losses(config: TrainConfig, rows: AuditedRows, folds: int, on_note: 
         with rows.without(is_held, part) as others:
             train(part, callbacks, rows=others)
         student = model.load_trained_student(part, part.student_path, model.select_device(config.train))
-        found.losses[held] = likelihood.losses(student, _Some(rows.examples, held), config)
+        found.losses[held] = likelihood.losses(student, on_demand.some(rows.examples, held), config)
         found.is_known[held] = True
     return found
-
-
-class _Some(Sequence[Example]):
-    """Some of the examples, read when they are asked for."""
-
-    def __init__(self, examples: Sequence[Example], places: NDArray[np.int64]) -> None:
-        self._examples = examples
-        self._places = places
-
-    def __len__(self) -> int:
-        """Return their number."""
-        return len(self._places)
-
-    def __getitem__(self, at: Any) -> Any:
-        """Return one of them."""
-        return self._examples[int(self._places[at])]
 
 
 def _tasks_and_disagreements(rows: AuditedRows, folder: Path) -> _Texts:

@@ -6,7 +6,7 @@ the reference "Accra", equality can't judge anybody. The student's answers have 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 from harvester.quality.verifiers.settings import EVERY_TASK, VerifierSection, VerifySection
 from harvester.quality.verifiers.verifiers import Candidate
@@ -24,12 +24,19 @@ def choose(candidates: Iterable[Candidate]) -> VerifySection:
     Args:
         candidates: the teacher's first answers to the prompts that will be judged.
     """
-    by_task: dict[str, list[tuple[str, str]]] = {}
+    metrics = text_metrics.available_metrics()
+    # By task, how many answers pass each comparison that applies to all of its references so far.
+    by_task: dict[str, dict[str, int]] = {}
     for candidate in candidates:
         if candidate.reference is not None and candidate.text is not None and candidate.outcome == "ok":
-            pair = (candidate.text, candidate.reference)
-            by_task.setdefault(candidate.task or EVERY_TASK, []).append(pair)
-    kinds: Mapping[str, str] = {task: _strictest(pairs) for task, pairs in sorted(by_task.items())}
+            passed = by_task.setdefault(candidate.task or EVERY_TASK, dict.fromkeys(COMPARISONS, 0))
+            for kind in list(passed):
+                value = metrics[kind](candidate.text, candidate.reference)
+                if value is None:
+                    del passed[kind]
+                else:
+                    passed[kind] += value == 1.0
+    kinds: Mapping[str, str] = {task: _strictest(passed) for task, passed in sorted(by_task.items())}
     table = {EVERY_TASK: "exact", **kinds}
     options: dict[str, dict[str, str | float]] = {
         "choice": {"choices": text_metrics.LETTERS},
@@ -41,12 +48,6 @@ def choose(candidates: Iterable[Candidate]) -> VerifySection:
     }
 
 
-def _strictest(pairs: Sequence[tuple[str, str]]) -> str:
-    metrics = text_metrics.available_metrics()
-    passed: dict[str, int] = {}
-    for kind in COMPARISONS:
-        values = [metrics[kind](answer, reference) for answer, reference in pairs]
-        if None not in values:  # the comparison applies to every reference
-            passed[kind] = sum(value == 1.0 for value in values)
+def _strictest(passed: Mapping[str, int]) -> str:
     most = max(passed.values())
     return next(kind for kind, count in passed.items() if count >= _ENOUGH * most)

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from harvester.quality.verifiers.verifiers import Reason, Verifiers
@@ -25,12 +26,14 @@ from trainer.data.chat_template import Example, Renderer
 from trainer.data.dataset import INLINE_REASONING, HeldOut
 from trainer.data.spread import spread
 from trainer.data.tokens import builder
+from trainer.data.tokens.row_texts import KeptTexts
 from trainer.evaluation import (
     evaluated_rows,
     explorer,
     forgetting,
     intervals,
     likelihood,
+    on_demand,
     speed,
     text_metrics,
     text_scores,
@@ -54,6 +57,9 @@ _CHECK_ENDED_BADLY = frozenset({Reason.TOO_SLOW, Reason.TOO_LARGE, Reason.RAISED
 # The page of the largest disagreements of student and teacher, in `[out] path`.
 EXPLORER_FILE = "disagreements.html"
 
+# Prompts or references that are made into tokens together.
+_RENDERED_AT_ONCE = 1024
+
 # Default limit of an answer in tokens, if all taught answers and references are shorter.
 MIN_NEW_TOKENS = 64
 
@@ -70,7 +76,7 @@ class Answers:
         tokens: tokens of all answers, ends of turn included. seconds: time that they took in batches.
     """
 
-    texts: tuple[str, ...]
+    texts: Sequence[str]
     cut: tuple[bool, ...]
     likelihood: Likelihood | None
     general: Likelihood | None = None
@@ -189,11 +195,11 @@ class HeldOutTest:
 
     config: TrainConfig
     renderer: Renderer
-    held_out: tuple[HeldOut, ...]
-    targets: tuple[Example, ...]
+    held_out: Sequence[HeldOut]
+    targets: Sequence[Example]
     limit: int
     general: GeneralSet = field(default_factory=lambda: GeneralSet((), ()))
-    answered: tuple[HeldOut, ...] = ()
+    answered: Sequence[HeldOut] = ()
 
     def answers_of(
         self, answering: Any, on_note: Callable[[str], None], on_done: Callable[[int], None]
@@ -204,9 +210,9 @@ class HeldOutTest:
         seconds = time.perf_counter() - started
         sets = (self.targets, self.general.examples)
         of_targets, of_general = likelihood.measure_parts(answering, sets, self.config)
-        texts = (self.renderer.decode(a.ids) for a in answers)
+        texts = (judged_text(self.renderer.decode(a.ids), self.renderer, self.config) for a in answers)
         return Answers(
-            texts=tuple(judged_text(text, self.renderer, self.config) for text in texts),
+            texts=KeptTexts(self.config.out_path, texts, len(answers)),
             cut=tuple(answer.is_cut for answer in answers),
             likelihood=of_targets,
             general=of_general,
@@ -214,10 +220,15 @@ class HeldOutTest:
             seconds=seconds,
         )
 
-    def prompts_of(self, held_out: Sequence[HeldOut]) -> list[list[int]]:
-        """Return the token ids of prompts."""
+    def prompts_of(self, held_out: Sequence[HeldOut]) -> Sequence[list[int]]:
+        """Return the token ids of prompts, in 4 bytes each."""
         thinks = published_template.keeps_reasoning(self.config, self.renderer)
-        return self.renderer.prompts([held.conversation for held in held_out], [thinks] * len(held_out))
+        found = []
+        for begin in range(0, len(held_out), _RENDERED_AT_ONCE):
+            conversations = [held.conversation for held in held_out[begin : begin + _RENDERED_AT_ONCE]]
+            ids_of = self.renderer.prompts(conversations, [thinks] * len(conversations))
+            found += [np.array(ids, dtype=np.int32) for ids in ids_of]
+        return on_demand.mapped(found, lambda ids: ids.tolist())
 
     @property
     def limits(self) -> generate.Limits:
@@ -285,11 +296,13 @@ def limit_notes(
 
 def _reference_lengths(held_out: Sequence[HeldOut], renderer: Renderer) -> list[int]:
     """Return the tokens of each reference and its end of turn."""
-    references = [held.reference for held in held_out if held.reference is not None]
-    if not references:
-        return []
-    ids = renderer.tokenizer(references, add_special_tokens=False)["input_ids"]
-    return [len(row) + 1 for row in ids]
+    lengths: list[int] = []
+    for begin in range(0, len(held_out), _RENDERED_AT_ONCE):
+        some = (held.reference for held in held_out[begin : begin + _RENDERED_AT_ONCE])
+        if references := [reference for reference in some if reference is not None]:
+            ids = renderer.tokenizer(references, add_special_tokens=False)["input_ids"]
+            lengths += [len(row) + 1 for row in ids]
+    return lengths
 
 
 def judged_text(text: str, renderer: Renderer, config: TrainConfig) -> str:
@@ -334,10 +347,10 @@ def _open_scores(
     """Return the scores that need no verifier, of the prompts of one split; likelihoods of all splits."""
     resamples = test.config.evaluate.resamples
     numbers = [n for n, held in enumerate(test.held_out) if held.split == split] or range(len(test.held_out))
-    held_out = [test.held_out[n] for n in numbers]
+    held_out = on_demand.some(test.held_out, numbers)
     texts: dict[str, Sequence[str | None]] = {
-        **{name: [each.texts[n] for n in numbers] for name, each in answers.items()},
-        "teacher": [held.teacher for held in held_out],
+        **{name: on_demand.some(each.texts, numbers) for name, each in answers.items()},
+        "teacher": on_demand.mapped(held_out, lambda held: held.teacher),
     }
     second = text_scores.repeats(held_out)
     if any(text is not None for text in second):
@@ -397,22 +410,21 @@ def _likelihoods(test: HeldOutTest, answers: Mapping[str, Answers], resamples: i
 
 
 def _write_results(test: HeldOutTest, card: dict[str, Any], answers: Mapping[str, Answers]) -> None:
-    lines = []
-    for i, held in enumerate(test.held_out):
-        row = {
-            "prompt_id": held.prompt_id,
-            "task": held.task,
-            "tags": held.tags,
-            "split": held.split,
-            "messages": held.conversation.messages,
-            "reference": held.reference,
-            "base": answers["base"].texts[i],
-            "student": answers["student"].texts[i],
-            "teacher": held.teacher,
-            "base_cut": answers["base"].cut[i],
-            "student_cut": answers["student"].cut[i],
-        }
-        lines.append(json.dumps(row, ensure_ascii=False))
     out = test.config.out_path
-    (out / "answers.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with (out / "answers.jsonl").open("w", encoding="utf-8") as lines:
+        for i, held in enumerate(test.held_out):
+            row = {
+                "prompt_id": held.prompt_id,
+                "task": held.task,
+                "tags": held.tags,
+                "split": held.split,
+                "messages": held.conversation.messages,
+                "reference": held.reference,
+                "base": answers["base"].texts[i],
+                "student": answers["student"].texts[i],
+                "teacher": held.teacher,
+                "base_cut": answers["base"].cut[i],
+                "student_cut": answers["student"].cut[i],
+            }
+            lines.write(f"{json.dumps(row, ensure_ascii=False)}\n")
     write_json(out / "scorecard.json", card)

@@ -1,13 +1,15 @@
 """Read what a finished student is evaluated with: held-out prompts, and the rows that it learned.
 
-A large corpus is read from its token store: neither its rows nor their ids are held in memory, but for the
-held-out prompts.
+A large corpus is read from its token store: neither rows nor held-out prompts nor their ids are held in
+memory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from trainer.config import TrainConfig
 from trainer.data import dataset
@@ -17,6 +19,7 @@ from trainer.data.tokens import builder, corpus_rows
 from trainer.data.tokens.builder import Progress, no_progress
 from trainer.data.tokens.stored_rows import StoredRows
 from trainer.errors import DataError
+from trainer.evaluation import on_demand
 from trainer.evaluation.learned_texts import LearnedTexts, TextsInMemory, TextsOfCorpus
 
 
@@ -32,9 +35,9 @@ class EvaluatedRows:
         learned: texts of the rows that it learned.
     """
 
-    held_out: tuple[HeldOut, ...]
-    answered: tuple[HeldOut, ...]
-    targets: tuple[Example, ...]
+    held_out: Sequence[HeldOut]
+    answered: Sequence[HeldOut]
+    targets: Sequence[Example]
     taught: Callable[[], Sequence[int]]
     learned: LearnedTexts
 
@@ -65,7 +68,7 @@ def read(config: TrainConfig, renderer: Renderer, on_progress: Progress = no_pro
 
 def read_held_out(
     config: TrainConfig, renderer: Renderer, on_progress: Progress = no_progress
-) -> tuple[HeldOut, ...]:
+) -> Sequence[HeldOut]:
     """Read the held-out prompts alone, which may be none.
 
     Raises:
@@ -73,18 +76,18 @@ def read_held_out(
     """
     if not dataset.is_stored(config):
         return dataset.read(config, learns=False).held_out
-    return corpus_rows.held_out_prompts(config, builder.prepare(config, renderer, on_progress).rows)
+    rows = builder.prepare(config, renderer, on_progress).rows
+    return corpus_rows.held_out_prompts(config, rows, config.out_path)
 
 
 def _stored(config: TrainConfig, renderer: Renderer, on_progress: Progress) -> EvaluatedRows:
     rows = builder.prepare(config, renderer, on_progress).rows
     _require_held_out(rows.held_out, config)
-    held_out = corpus_rows.held_out_prompts(config, rows)
-    is_target = rows.are_targets(config)
-    targets = tuple(rows.held_out_examples(renderer, config))
+    targets = rows.held_out_examples(renderer, config)
+    held_out = corpus_rows.held_out_prompts(config, rows, config.out_path)
     return EvaluatedRows(
         held_out,
-        tuple(held for held, is_one in zip(held_out, is_target.tolist(), strict=True) if is_one),
+        on_demand.some(held_out, np.flatnonzero(rows.are_targets(config))),
         targets,
         lambda: _stored_lengths(targets, rows),
         TextsOfCorpus(config, rows),

@@ -7,7 +7,7 @@ prompts, so differences are paired. Right and wrong answers are compared by McNe
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,14 +30,20 @@ def resampled_sums(columns: Values, resamples: int, seed: int = 0) -> Values:
     """
     count = len(columns)
     draw = np.random.default_rng(seed)
-    at_once = max(1, min(resamples, _MOST_COUNTS // max(count, 1)))
     sums = []
-    for begin in range(0, resamples, at_once):
-        size = min(at_once, resamples - begin)
+    for piece in in_pieces(resamples, count):
+        size = piece.stop - piece.start
         picked = draw.integers(count, size=(size, count)) + np.arange(size)[:, None] * count
         drawn = np.bincount(picked.ravel(), minlength=size * count).reshape(size, count)
         sums.append(drawn @ columns)
     return np.concatenate(sums)
+
+
+def in_pieces(resamples: int, count: int) -> Iterator[slice]:
+    """Yield which resamples of `count` prompts are drawn together, so that few numbers are held at a time."""
+    at_once = max(1, _MOST_COUNTS // max(count, 1))
+    for begin in range(0, resamples, at_once):
+        yield slice(begin, min(begin + at_once, resamples))
 
 
 def estimate(value: float, drawn: Values) -> dict[str, float] | None:
@@ -66,11 +72,11 @@ def ratio(
         return estimate(float(np.divide(whole[0], whole[1])), sums[:, 0] / sums[:, 1])
 
 
-def means(columns: Mapping[str, Sequence[float | None]], resamples: int) -> dict[str, Any]:
+def means(columns: Mapping[str, Sequence[float | None] | Values], resamples: int) -> dict[str, Any]:
     """Return each column's mean over the rows that have a value, with its interval.
 
     Args:
-        columns: values of the same prompts, in one order; None: the prompt has none.
+        columns: values of the same prompts, in one order; None or NaN: the prompt has none.
 
     Returns:
         By column `{value, low, high}`, or None for a column without a value.
@@ -90,9 +96,9 @@ def difference(
 
 
 def _mean_resamples(
-    columns: Mapping[str, Sequence[float | None]], resamples: int
+    columns: Mapping[str, Sequence[float | None] | Values], resamples: int
 ) -> tuple[dict[str, Values], dict[str, float]]:
-    table = np.array([[np.nan if v is None else v for v in column] for column in columns.values()]).T
+    table = np.array([np.asarray(column, dtype=np.float64) for column in columns.values()]).T  # None is NaN
     if not table.size:
         return dict.fromkeys(columns, np.empty(0)), dict.fromkeys(columns, math.nan)
     has_value = ~np.isnan(table)

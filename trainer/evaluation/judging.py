@@ -76,8 +76,8 @@ def judge_answers(
     """
     judged: list[JudgedPrompt] = []
     reasons: Counter[Reason] = Counter()
-    for held, *texts in zip(held_out, base, student, [h.teacher for h in held_out], strict=True):
-        like = held.candidates[0]
+    for held, of_base, of_student in zip(held_out, base, student, strict=True):
+        like, texts = held.candidates[0], (of_base, of_student, held.teacher)
         judgements = [
             verifiers.judge(replace(like, text=text, outcome="ok" if text is not None else "missing"))
             for text in texts

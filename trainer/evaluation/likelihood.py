@@ -20,7 +20,7 @@ from trainer.config import TrainConfig
 from trainer.data.chat_template import Example
 from trainer.data.collator import batches
 from trainer.data.packing import pack
-from trainer.evaluation import intervals
+from trainer.evaluation import intervals, on_demand
 from trainer.model import self_test
 from trainer.model.forward.head import Head
 from trainer.model.forward.losses import DEFAULT_MIX, PLAIN_HEAD
@@ -165,7 +165,7 @@ def measure_parts(
     answering: Any, parts: Sequence[Sequence[Example]], config: TrainConfig
 ) -> list[Likelihood | None]:
     """Let a model read several sets of examples in one pass; None for an empty set."""
-    measured = measure(answering, [example for part in parts for example in part], config)
+    measured = measure(answering, on_demand.joined(parts), config)
     found: list[Likelihood | None] = []
     begin = 0
     for part in parts:

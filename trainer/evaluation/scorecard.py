@@ -142,9 +142,11 @@ def recovery_interval(
     draw = np.random.default_rng(seed)
     student, teacher = np.zeros(resamples), np.zeros(resamples)
     for rows in by_task:
-        picked = draw.integers(len(rows), size=(resamples, len(rows)))
-        student += np.array([j.student for j in rows], dtype=float)[picked].mean(axis=1)
-        teacher += np.array([j.teacher for j in rows], dtype=float)[picked].mean(axis=1)
+        right = np.array([[j.student, j.teacher] for j in rows], dtype=float).T
+        for few in intervals.in_pieces(resamples, len(rows)):
+            picked = draw.integers(len(rows), size=(few.stop - few.start, len(rows)))
+            student[few] += right[0][picked].mean(axis=1)
+            teacher[few] += right[1][picked].mean(axis=1)
     has_ratio = teacher > 0
     if not has_ratio.any():
         return None

@@ -11,16 +11,28 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from harvester.quality.verifiers.refusals import is_refusal
 from harvester.quality.verifiers.verifiers import Candidate
 from trainer.data.dataset import HeldOut
-from trainer.evaluation import intervals, text_metrics
+from trainer.evaluation import intervals, on_demand, text_metrics
 from trainer.evaluation.scorecard import FEWEST_PROMPTS, MOST_TAGS, wilson_interval
 
 # Texts of the held-out prompts by model; None: that model has no answer.
 Texts = Mapping[str, Sequence[str | None]]
 # Differences that are shown with paired intervals.
 DIFFERENCES = (("student", "base"), ("student", "teacher"))
+# What an answer may do instead of answering.
+_HABITS: Mapping[str, Callable[[str], bool]] = {
+    "refusals": is_refusal,
+    "empty": lambda text: not text.strip(),
+    "loops": text_metrics.ends_in_loop,
+}
+
+# Values of prompts by metric and model; NaN: the metric does not apply.
+Columns = dict[tuple[str, str], NDArray[np.float64]]
 
 
 class Grouped(Protocol):
@@ -35,9 +47,9 @@ class Grouped(Protocol):
         """Its tags."""
 
 
-def repeats(held_out: Sequence[HeldOut]) -> list[str | None]:
+def repeats(held_out: Sequence[HeldOut]) -> Sequence[str | None]:
     """Return the teacher's second usable answer to each prompt; None where there is none."""
-    return [_second(held.candidates) for held in held_out]
+    return on_demand.mapped(held_out, lambda held: _second(held.candidates))
 
 
 def _second(candidates: Sequence[Candidate]) -> str | None:
@@ -53,14 +65,14 @@ def reference_scores(held_out: Sequence[HeldOut], texts: Texts, resamples: int) 
         `student_minus_base` and `student_minus_teacher`; and the same by `tasks.<task>` and `tags.<tag>`.
         A missing answer counts 0.
     """
-    references = [held.reference for held in held_out]
+    references = on_demand.mapped(held_out, lambda held: held.reference)
     return _compare(held_out, texts, references, resamples)
 
 
 def agreement(held_out: Sequence[HeldOut], texts: Texts, resamples: int) -> dict[str, Any]:
     """Compare base, student and the teacher's repeat with the teacher's first answer, in the same shape."""
     models = {name: texts[name] for name in texts if name != "teacher"}
-    return _compare(held_out, models, [held.teacher for held in held_out], resamples)
+    return _compare(held_out, models, on_demand.mapped(held_out, lambda held: held.teacher), resamples)
 
 
 def _compare(
@@ -69,21 +81,8 @@ def _compare(
     numbers = [n for n, reference in enumerate(references) if reference is not None]
     if not numbers:
         return {"prompts": 0, "metrics": {}, "tasks": {}, "tags": {}}
-    columns: dict[tuple[str, str], list[float | None]] = {}
-    for metric, compare in text_metrics.available_metrics().items():
-        # Right answers of several models are the same pair of texts.
-        compare_once = cache(compare)
-        for model, answers in texts.items():
-            values = [_value(compare_once, model, answers[n], references[n] or "") for n in numbers]
-            if any(value is not None for value in values):
-                columns[metric, model] = values
-        for first, second in DIFFERENCES:
-            if (metric, first) in columns and (metric, second) in columns:
-                pairs = zip(columns[metric, first], columns[metric, second], strict=True)
-                columns[metric, f"{first}_minus_{second}"] = [
-                    None if a is None or b is None else a - b for a, b in pairs
-                ]
-    prompts = [held_out[n] for n in numbers]
+    columns = _columns(texts, references, numbers)
+    prompts = on_demand.some(held_out, numbers)
     return {
         "prompts": len(numbers),
         "metrics": _metrics(columns, range(len(numbers)), resamples),
@@ -97,6 +96,32 @@ def _compare(
     }
 
 
+def _columns(texts: Texts, references: Sequence[str | None], numbers: Sequence[int]) -> Columns:
+    """Return the values of some prompts by metric and model, and the differences of models."""
+    metrics = text_metrics.available_metrics()
+    columns: Columns = {(metric, model): np.empty(len(numbers)) for metric in metrics for model in texts}
+    for place, number in enumerate(numbers):
+        reference = references[number] or ""
+        answers = {model: of_model[number] for model, of_model in texts.items()}
+        for metric, compare in metrics.items():
+            # Right answers of several models are the same pair of texts.
+            compare_once = cache(compare)
+            for model, answer in answers.items():
+                value = _value(compare_once, model, answer, reference)
+                columns[metric, model][place] = np.nan if value is None else value
+    found: Columns = {}
+    for metric in metrics:
+        found |= {
+            (metric, model): columns[metric, model]
+            for model in texts
+            if not np.isnan(columns[metric, model]).all()
+        }
+        for first, second in DIFFERENCES:
+            if (metric, first) in found and (metric, second) in found:
+                found[metric, f"{first}_minus_{second}"] = found[metric, first] - found[metric, second]
+    return found
+
+
 def _value(compare: text_metrics.Metric, model: str, answer: str | None, reference: str) -> float | None:
     if answer is not None:
         return compare(answer, reference)
@@ -104,10 +129,9 @@ def _value(compare: text_metrics.Metric, model: str, answer: str | None, referen
     return None if model == "repeat" or compare("", reference) is None else 0.0
 
 
-def _metrics(
-    columns: Mapping[tuple[str, str], Sequence[float | None]], group: Sequence[int], resamples: int
-) -> dict[str, Any]:
-    named = {f"{metric}/{model}": [values[n] for n in group] for (metric, model), values in columns.items()}
+def _metrics(columns: Columns, group: Sequence[int], resamples: int) -> dict[str, Any]:
+    places = np.asarray(group)
+    named = {f"{metric}/{model}": values[places] for (metric, model), values in columns.items()}
     metrics: dict[str, Any] = {}
     for name, value in intervals.means(named, resamples).items():
         metric, model = name.split("/")
@@ -128,7 +152,11 @@ def by_tag(held_out: Sequence[Grouped]) -> dict[str, list[int]]:
     """Return the places of the prompts by tag: the commonest tags, in order of their names."""
     counts = Counter(tag for held in held_out for tag in held.tags)
     shown = sorted(tag for tag, count in counts.most_common(MOST_TAGS) if count >= FEWEST_PROMPTS)
-    return {tag: [n for n, held in enumerate(held_out) if tag in held.tags] for tag in shown}
+    groups: dict[str, list[int]] = {tag: [] for tag in shown}
+    for place, held in enumerate(held_out if shown else ()):
+        for tag in set(held.tags) & groups.keys():
+            groups[tag].append(place)
+    return groups
 
 
 def behaviour(
@@ -141,29 +169,28 @@ def behaviour(
         `cut` (by the token limit; base and student only) as {value, low, high}; and `length_ratio`, all
         characters of its answers over all of the teacher's, on the prompts that both answered.
     """
-    teacher = [held.teacher for held in held_out]
     facts: dict[str, Any] = {}
     for model, answers in texts.items():
-        given = [answer for answer in answers if answer is not None]
-        if not given:
+        counts: Counter[str] = Counter()
+        lengths: list[tuple[int, int]] = []
+        for answer, held in zip(answers, held_out, strict=True):
+            if answer is None:
+                continue
+            counts.update(["answers", *(name for name, is_so in _HABITS.items() if is_so(answer))])
+            if held.teacher is not None:
+                lengths.append((len(answer), len(held.teacher)))
+        if not (given := counts["answers"]):
             continue
-        pairs = [
-            (len(ours), len(theirs))
-            for ours, theirs in zip(answers, teacher, strict=True)
-            if ours is not None and theirs is not None
-        ]
         facts[model] = {
-            "answers": len(given),
-            "refusals": _share(given, is_refusal),
-            "empty": _share(given, lambda text: not text.strip()),
-            "loops": _share(given, text_metrics.ends_in_loop),
-            "length_ratio": intervals.ratio([a for a, _ in pairs], [b for _, b in pairs], resamples),
+            "answers": given,
+            **{name: _share(counts[name], given) for name in _HABITS},
+            "length_ratio": intervals.ratio([a for a, _ in lengths], [b for _, b in lengths], resamples),
         }
         if model in cut:
-            facts[model]["cut"] = _share(cut[model], bool)
+            facts[model]["cut"] = _share(sum(map(bool, cut[model])), len(cut[model]))
     return facts
 
 
-def _share(items: Sequence[Any], has: Callable[[Any], bool]) -> dict[str, float]:
-    interval = wilson_interval(sum(bool(has(item)) for item in items), len(items))
+def _share(count: int, of: int) -> dict[str, float]:
+    interval = wilson_interval(count, of)
     return {"value": interval["accuracy"], "low": interval["low"], "high": interval["high"]}

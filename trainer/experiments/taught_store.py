@@ -69,7 +69,7 @@ class TaughtStore:
         return held_out_sha256(held for held in self._held_out() if held.split == split)
 
     def _held_out(self) -> Iterator[HeldOut]:
-        yield from corpus_rows.stream_held_out(self._config, self.store.rows)
+        yield from corpus_rows.held_out_prompts(self._config, self.store.rows, self._folder)
 
     def _weights(self) -> Iterator[str]:
         """Yield the tuple of the rows' weights as Python writes it, piece by piece."""

@@ -25,6 +25,7 @@ from trainer.model.structure import base_model_of
 REFILL_SHARE = 8
 # Factor between the lengths of prompts that count as about the same: they are padded to the longest one.
 SIMILAR_LENGTHS = 1.25
+_SHARED_IDS: dict[int, int] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -378,9 +379,10 @@ def _settings(work: _Work, mode: GenerationMode, max_new_tokens: int) -> Generat
 
 
 def _answer(row: list[int], stop_id: int) -> Answer:
-    if stop_id not in row:
-        return Answer(tuple(row), is_cut=True)
-    return Answer(tuple(row[: row.index(stop_id)]), is_cut=False)
+    is_cut = stop_id not in row
+    ids = row if is_cut else row[: row.index(stop_id)]
+    # One object for each id of the vocabulary: torch makes one for each token, of 28 bytes.
+    return Answer(tuple(_SHARED_IDS.setdefault(token, token) for token in ids), is_cut=is_cut)
 
 
 def _generate_batch(

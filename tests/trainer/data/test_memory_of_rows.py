@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,9 +19,11 @@ from tests.peak_memory import most_held
 from tests.trainer import teacher_logprobs, tiny
 from trainer import config as settings
 from trainer.data import dataset
-from trainer.evaluation import audit
+from trainer.data.chat_template import Example, Renderer
+from trainer.evaluation import audit, evaluate, evaluated_rows, likelihood
 from trainer.experiments.taught_store import trainings_of_store
 from trainer.experiments.trainings import NO_DISPLAY
+from trainer.model import generate, model
 from trainer.training.inputs import read_inputs
 
 # Rows of the shard that is copied, and copies in the smaller and in the larger corpus.
@@ -47,6 +50,20 @@ def copied(folder: Path, copies: int) -> settings.TrainConfig:
     return settings.load(toml)
 
 
+def made_up_answers(
+    _model: object, prompts: Sequence[Sequence[int]], _limits: generate.Limits, **_: object
+) -> list[generate.Answer]:
+    """Answers of another text to each prompt."""
+    return [generate.Answer(tuple(prompt[-3:]), is_cut=False) for prompt in prompts]
+
+
+def made_up_likelihood(_model: object, examples: Sequence[Example], _config: object) -> likelihood.Likelihood:
+    """A likelihood of each example."""
+    tokens = np.array([example.supervised for example in examples], dtype=np.float64)
+    binned = np.repeat(tokens[:, None], likelihood.BINS, axis=1)
+    return likelihood.Likelihood(tokens / 2, tokens, binned / 2, binned, binned)
+
+
 @pytest.mark.slow
 def test_what_is_held_hardly_grows_with_the_rows(tmp_path, monkeypatch):
     monkeypatch.setattr(dataset, "STORED_ROWS", 0)
@@ -54,7 +71,7 @@ def test_what_is_held_hardly_grows_with_the_rows(tmp_path, monkeypatch):
     monkeypatch.setattr(audit.model, "load_base_of", lambda *_: None)
     losses = lambda _model, examples, _config: np.arange(len(examples)) / 7  # noqa: E731
     monkeypatch.setattr(audit.likelihood, "losses", losses)
-    monkeypatch.setattr(audit.neighbours, "spread", lambda count: [0, count - 1])  # at most 50,000 prompts
+    monkeypatch.setattr(audit, "spread", lambda rows, _: [rows[0], rows[-1]])  # at most 50,000 prompts
     few, many = (copied(tmp_path / str(copies), copies) for copies in (FEW, MANY))
 
     def chosen(config: settings.TrainConfig) -> object:
@@ -74,8 +91,23 @@ def test_what_is_held_hardly_grows_with_the_rows(tmp_path, monkeypatch):
         _, rows = trainings_of_store(config, config.out_path, NO_DISPLAY)
         return rows.sha256()
 
+    def evaluated(config: settings.TrainConfig) -> object:
+        """Evaluate made-up answers, with one resample: up to 2,000 prompts, more are drawn of more."""
+        renderer = Renderer(model.load_tokenizer(config.base, config.template))
+        rows = evaluated_rows.read(config, renderer)
+        once = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"resamples": 1})})
+        test = evaluate.HeldOutTest(once, renderer, rows.held_out, rows.targets, 64, answered=rows.answered)
+        ignore = lambda _: None  # noqa: E731
+        answers = {name: test.answers_of(None, ignore, ignore) for name in ("base", "student")}
+        card = evaluate.make_card(test, answers)
+        evaluate._write_results(test, card, answers)
+        assert card["cut"]["answers"] == len(rows.held_out)
+        return card
+
+    monkeypatch.setattr(generate, "generate", made_up_answers)
+    monkeypatch.setattr(likelihood, "measure", made_up_likelihood)
     ratios = {}
-    for do in (chosen, opened, audited, known):
+    for do in (chosen, opened, audited, known, evaluated):
         do(few)  # what is made once in a process
         ratios[do.__name__] = most_held(partial(do, many)) / most_held(partial(do, few))
     assert max(ratios.values()) <= MOST, ratios

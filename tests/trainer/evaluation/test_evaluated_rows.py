@@ -92,6 +92,22 @@ def test_without_held_out_answers_the_longest_learned_one_decides_the_limit(tmp_
     assert found[0][1] > evaluate.MIN_NEW_TOKENS
 
 
+@pytest.mark.parametrize("few_rows", [0, 1000])
+def test_held_out_prompts_of_a_store_are_those_in_memory(tmp_path, monkeypatch, few_rows):
+    rows = several_answers()
+    odd = replace(rows[0], key=f"{700:064x}", prompt_id="odd", completion="\x00 \u2028 \U0001f600")
+    config = settings.load(tiny.train_toml(tmp_path, [*rows, odd]))
+    expected = dataset.read(config, learns=False).held_out
+    assert {len(held.candidates) for held in expected} == {1, 2, 3}
+    monkeypatch.setattr(dataset, "STORED_ROWS", 0)
+    monkeypatch.setattr(corpus_rows, "_FEW_ROWS", few_rows)
+    stored = evaluated_rows.read_held_out(
+        config, Renderer(model.load_tokenizer(config.base, config.template))
+    )
+    assert tuple(stored) == expected
+    assert (stored[-1], stored[1:3]) == (expected[-1], list(expected[1:3]))
+
+
 def test_a_corpus_that_changes_under_an_evaluation_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(dataset, "STORED_ROWS", 0)
     rows = tiny.skill(20, held_out=4)
@@ -103,5 +119,5 @@ def test_a_corpus_that_changes_under_an_evaluation_is_refused(tmp_path, monkeypa
         list(corpus_rows.read_samples(config, stored.reader, np.arange(24, dtype=np.uint32)))
     tiny.corpus(tmp_path / "store", [*rows[:20], replace(rows[20], metadata_json="{}"), *rows[21:]])
     with pytest.raises(DataError, match="not those that were tokenised"):
-        corpus_rows.held_out_prompts(config, stored)
+        corpus_rows.held_out_prompts(config, stored, tmp_path)
     assert Path(config.cache).is_dir()

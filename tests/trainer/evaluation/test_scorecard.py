@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.evaluation.scorecard import JudgedPrompt, macro_average, scorecard, wilson_interval
+from tests.peak_memory import most_held
+from trainer.evaluation import intervals
+from trainer.evaluation.scorecard import (
+    JudgedPrompt,
+    macro_average,
+    recovery_interval,
+    scorecard,
+    wilson_interval,
+)
 
 
 def judged(task: str, split: str, student: int, teacher: int, count: int = 100) -> list[JudgedPrompt]:
@@ -67,3 +75,12 @@ def test_resamples_in_which_the_teacher_is_never_correct_do_not_pull_the_interva
 def test_without_judged_prompts_the_card_is_empty():
     card = scorecard([])
     assert (card["tasks"], card["macro"], card["recovery"], card["prompts"]) == ({}, {}, None, 0)
+
+
+def test_the_interval_of_the_recovery_is_drawn_in_pieces(monkeypatch):
+    tasks = [[JudgedPrompt(f"p{n}", "a", "b", n % 3 == 0, n % 5 < 3, n % 7 > 0) for n in range(300)]] * 2
+    at_once = recovery_interval(tasks, 200, seed=3)
+    most = most_held(lambda: recovery_interval(tasks, 200, seed=3))
+    monkeypatch.setattr(intervals, "_MOST_COUNTS", 7 * 300)
+    assert recovery_interval(tasks, 200, seed=3) == at_once
+    assert most_held(lambda: recovery_interval(tasks, 200, seed=3)) < most / 4

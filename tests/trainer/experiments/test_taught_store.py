@@ -56,7 +56,7 @@ def require_equal_hashes(config: settings.TrainConfig, monkeypatch: pytest.Monke
     expected = rows_sha256(read), held_out_sha256(headline_split(read.held_out))
     assert expected[1] == digest([asdict(held) for held in headline_split(read.held_out)])
     monkeypatch.setattr("trainer.data.tokens.row_ranges.PART_ROWS", 16)
-    monkeypatch.setattr(corpus_rows, "_PROMPTS_AT_ONCE", 2)
+    monkeypatch.setattr(corpus_rows, "_FEW_ROWS", 3)
     monkeypatch.setattr(dataset, "read", never_read)
     work = config.root / "work"
     _, taught = trainings_of_store(config, work, NO_DISPLAY)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from trainer.config import TrainConfig
 from trainer.data import dataset
 from trainer.data.conversation import request_beyond_columns
 from trainer.data.dataset import HeldOut
+from trainer.data.tokens.held_out_texts import HeldOutTexts
 from trainer.data.tokens.part_reader import PartReader, RowNumbers
 from trainer.data.tokens.row_record import RowFlag
 from trainer.data.tokens.stored_rows import StoredRows
@@ -27,8 +28,8 @@ from trainer.errors import DataError
 # What tells the rows of one answer apart, which several prompts may share.
 _Identity = tuple[str, str, int]
 _IDENTITY = ("key", "prompt_id", "sample_index")
-# Held-out prompts that are read together.
-_PROMPTS_AT_ONCE = 1 << 14
+# Held-out rows that are looked for in the corpus by their keys; where there are more, all of it is read.
+_FEW_ROWS = 1 << 12
 _TEXTS = (*_IDENTITY, "messages", "completion", "reasoning", "request_json")
 
 
@@ -146,26 +147,23 @@ def _stored_identity(reader: PartReader, row: int) -> _Identity:
     return reader.digest(record, "key"), reader.prompt_id_of(part, record), int(record["sample_index"])
 
 
-def held_out_prompts(config: TrainConfig, rows: StoredRows) -> tuple[HeldOut, ...]:
+def held_out_prompts(config: TrainConfig, rows: StoredRows, folder: Path) -> Sequence[HeldOut]:
     """Return the held-out prompts as `dataset.read` does, each with all of the teacher's answers.
 
-    Raises:
-        DataError: the corpus is not the one that was tokenised any more.
-    """
-    return tuple(stream_held_out(config, rows))
+    They are read from the corpus once, and then from a temporary file.
 
-
-def stream_held_out(config: TrainConfig, rows: StoredRows) -> Iterator[HeldOut]:
-    """Yield what `held_out_prompts` returns; only some prompts are held at a time.
+    Args:
+        folder: in which the file lies, under no name.
 
     Raises:
         DataError: the corpus is not the one that was tokenised any more.
+        StoreFull, StoreError: the disk is full or refuses.
     """
     reader = rows.reader
     is_held_out = RowFlag.HELD_OUT | RowFlag.TEXT
     numbers = np.flatnonzero((reader.column("flags") & is_held_out) == is_held_out).astype(np.uint32)
     if not len(numbers) and not len(rows.held_out_rows):
-        return
+        return ()
     # The place of each row's prompt among the held-out ones, by the hashes of prompt ids.
     ids, firsts = reader.gather(numbers, "id"), reader.gather(rows.held_out_rows, "id")
     by_id = np.argsort(firsts, kind="stable")
@@ -173,33 +171,17 @@ def stream_held_out(config: TrainConfig, rows: StoredRows) -> Iterator[HeldOut]:
     if not len(firsts) or (firsts[by_id][found] != ids).any():
         raise _other_prompts(config)
     rank = by_id[found]
-    order = np.argsort(rank, kind="stable")
-    bounds = np.searchsorted(rank[order], np.arange(0, len(firsts) + _PROMPTS_AT_ONCE, _PROMPTS_AT_ONCE))
-    for part, (begin, end) in enumerate(pairwise(bounds.tolist())):
-        first = part * _PROMPTS_AT_ONCE
-        few = rows.held_out_rows[first : first + _PROMPTS_AT_ONCE]
-        yield from _held_out_of(config, reader, np.sort(numbers[order[begin:end]]), few)
-
-
-def _held_out_of(
-    config: TrainConfig, reader: PartReader, numbers: RowNumbers, firsts: RowNumbers
-) -> Sequence[HeldOut]:
-    """Return some held-out prompts.
-
-    Args:
-        numbers: all of their rows, rising. firsts: the first row of each.
-    """
-    read: list[Sample | None] = [None] * len(numbers)
-    for place, sample in read_samples(config, reader, numbers, dataset.COLUMNS_AND_REQUEST):
-        read[place] = sample
     # Stable, so rows that are alike stay in the order of the corpus.
-    samples = sorted(
-        (sample for sample in read if sample is not None), key=lambda s: (s.prompt_id, s.sample_index, s.key)
-    )
-    splits = [dataset.split_of(sample, prompt_key(sample.messages), config.data) for sample in samples]
-    held_out = dataset.held_out_prompts(samples, splits, config.data)
-    if [held.prompt_id for held in held_out] != [reader.prompt_id(int(row)) for row in firsts]:
-        raise _other_prompts(config)
+    order = np.lexsort((reader.gather(numbers, "key"), reader.gather(numbers, "sample_index"), rank))
+    bounds = np.searchsorted(rank[order], np.arange(len(firsts) + 1))
+    held_out = HeldOutTexts(folder, order, bounds)
+    read = read_samples if len(numbers) <= _FEW_ROWS else stream_samples
+    for place, sample in read(config, reader, numbers, dataset.COLUMNS_AND_REQUEST):
+        split = dataset.split_of(sample, prompt_key(sample.messages), config.data)
+        of_row = dataset.held_out_prompts([sample], [split], config.data)
+        if not of_row:
+            raise _other_prompts(config)
+        held_out.add(place, of_row[0])
     return held_out
 
 

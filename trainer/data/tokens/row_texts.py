@@ -5,8 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
+import weakref
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +20,7 @@ _BUFFER = 1 << 20
 
 
 class RowTexts:
-    """Texts by the place of their row: 12 bytes a row in memory. The file goes when the block ends.
+    """Texts by the place of their row: 12 bytes a row in memory. The file goes with the object, or its block.
 
     Args:
         folder: in which the file lies, under no name. rows: places there are.
@@ -33,6 +36,7 @@ class RowTexts:
             self._file = tempfile.TemporaryFile(dir=folder, buffering=_BUFFER)  # noqa: SIM115 - closed below
         except OSError as error:
             raise self._refused(error) from None
+        weakref.finalize(self, self._file.close)
 
     def __enter__(self) -> RowTexts:
         return self
@@ -84,3 +88,30 @@ class RowTexts:
             place=str(self._folder),
             remedy="free some space there, or choose another output folder",
         )
+
+
+class KeptTexts(Sequence[str]):
+    """Texts in a temporary file, read when they are asked for: 12 bytes of each in memory.
+
+    Args:
+        folder: in which the file lies, under no name. texts: of which there are `count`.
+
+    Raises:
+        StoreFull, StoreError: the disk is full or refuses.
+    """
+
+    def __init__(self, folder: Path, texts: Iterable[str], count: int) -> None:
+        self._rows = RowTexts(folder, count)
+        self._count = count
+        for place, text in enumerate(texts):
+            self._rows.add(place, text.encode("utf-8", "surrogatepass"))
+
+    def __len__(self) -> int:
+        """Return their number."""
+        return self._count
+
+    def __getitem__(self, place: Any) -> Any:
+        """Return one text, or the texts of a slice."""
+        if isinstance(place, slice):
+            return [self[each] for each in range(self._count)[place]]
+        return self._rows.read(range(self._count)[place]).decode("utf-8", "surrogatepass")
