@@ -30,6 +30,7 @@ import os
 import random
 import shutil
 import sys
+import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -48,6 +49,8 @@ from harvester.store.shards.schema import SCHEMA  # noqa: E402
 ROWS_PER_SHARD = 50_000
 BASELINE_ROWS = 100_000
 START_ROWS = 100
+# Bytes of what a failed program wrote that are shown.
+_SHOWN_BYTES = 4000
 TEACHER = "http://127.0.0.1:8000/v1|mock-teacher"
 RUN = RunRecord(
     *("scale", 1_790_000_000.0, TEACHER),
@@ -234,24 +237,30 @@ def write_toml(folder: Path, corpus: Path, base: Path, soft_targets: str) -> Pat
 
 
 def measured(program: str, *arguments: object) -> dict[str, float]:
-    """Run a Python program; return its wall and CPU seconds, and the memory of its largest process."""
+    """Run a Python program; return its wall and CPU seconds, and the memory of its largest process.
+
+    Raises:
+        SystemExit: it failed; with its exit code and the end of what it wrote.
+    """
     started = time.monotonic()
     command = [sys.executable, "-c", program, *map(str, arguments)]
-    output = os.open(os.devnull, os.O_WRONLY)
-    actions = [(os.POSIX_SPAWN_DUP2, output, 1)]
-    if os.environ.get("QUIET", "1") == "1":
-        actions.append((os.POSIX_SPAWN_DUP2, output, 2))
-    process = os.posix_spawn(
-        sys.executable, command, {**os.environ, "PYTHONPATH": str(ROOT)}, file_actions=actions
-    )
-    own = 0
-    while not (ended := os.wait4(process, os.WNOHANG))[0]:
-        own = max(own, *map(own_kib, family(process)))
-        time.sleep(0.02)  # the interval of the measurement
-    _, status, usage = ended
-    os.close(output)
-    if status:
-        raise SystemExit(f"{' '.join(map(str, arguments))} failed: {os.waitstatus_to_exitcode(status)}")
+    with tempfile.TemporaryFile() as output:
+        actions = [(os.POSIX_SPAWN_DUP2, output.fileno(), 1)]
+        if os.environ.get("QUIET", "1") == "1":
+            actions.append((os.POSIX_SPAWN_DUP2, output.fileno(), 2))
+        process = os.posix_spawn(
+            sys.executable, command, {**os.environ, "PYTHONPATH": str(ROOT)}, file_actions=actions
+        )
+        own = 0
+        while not (ended := os.wait4(process, os.WNOHANG))[0]:
+            own = max(own, *map(own_kib, family(process)))
+            time.sleep(0.02)  # the interval of the measurement
+        _, status, usage = ended
+        if status:
+            output.seek(max(0, output.seek(0, os.SEEK_END) - _SHOWN_BYTES))
+            written = output.read().decode(errors="replace").replace("\r", "\n")
+            code = os.waitstatus_to_exitcode(status)
+            raise SystemExit(f"{' '.join(map(str, arguments))} failed: {code}\n{written}")
     return {
         "wall_s": time.monotonic() - started,
         "cpu_s": usage.ru_utime + usage.ru_stime,

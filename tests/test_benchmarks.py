@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import trainer_scale
+
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
@@ -36,6 +38,13 @@ def test_a_benchmark_runs(script: str, says: str) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert says in done.stdout
+
+
+def test_a_measured_program_that_fails_says_why() -> None:
+    with pytest.raises(SystemExit) as failed:
+        trainer_scale.measured("import sys; print('begun', flush=True); 1 / len(sys.argv[1])", "", "second")
+    assert " second failed: 1\nbegun\n" in str(failed.value)
+    assert str(failed.value).endswith("ZeroDivisionError: division by zero\n")
 
 
 @pytest.mark.long  # trains five times
