@@ -4,14 +4,15 @@
         [--memory-only] [--short] [--copied 10000]
 
 Each corpus is made once: sealed shards of rows of about 120 tokens, a tenth of them held out. For each one:
-`trainer plan` without a store in one process and in several, again with the store, and the start of `trainer
-train` with it (two steps of the small student that this project ships, less the same start on a corpus of 100
-rows). Baseline in the same run: `datasets.Dataset.map` with the same template and tokenizer on the first
-100,000 rows, in one process and in several, which makes token ids and checks nothing. Seconds are wall time
-and, beside them, CPU seconds of all processes: on a busy machine only these say much. Memory is the largest
-process's: its peak, which counts the pages of files that it reads through mappings, its libraries above all,
-and the peak of the rest (RssAnon, looked at every 20 ms). Prints one table and writes
-FOLDER/trainer_scale.json. Ten million rows need 12 GB of disk.
+`trainer plan` without a store in one process and in several, again with the store, `trainer train` with it
+(two steps of the small student that this project ships; at its end it writes a hash of each row), and what a
+training does before its first step when it starts again, less the same on a corpus of 100 rows. Baseline in
+the same run: `datasets.Dataset.map` with the same template and tokenizer on the first 100,000 rows, in one
+process and in several, which makes token ids and checks nothing. Seconds are wall time and, beside them, CPU
+seconds of all processes: on a busy machine only these say much. Memory is the largest process's: its peak,
+which counts the pages of files that it reads through mappings, its libraries above all, and the peak of the
+rest (RssAnon, looked at every 20 ms). Prints one table and writes FOLDER/trainer_scale.json.
+Ten million rows need 12 GB of disk.
 With --log-probs the answers have log-probabilities of a teacher whose tokens are one or two characters, five
 at each, and are learned with soft targets.
 With --memory-only the evaluation and the audit follow, without their models: what they read and write, and
@@ -63,6 +64,14 @@ RUN = RunRecord(
 )
 # `python -c` takes these as its program.
 PLAN = "import sys; from trainer.__main__ import main; sys.argv = ['trainer', *sys.argv[1:]]; main()"
+# What `trainer train` does before its first step: it also writes a hash of each learned row at its end.
+START = """
+import sys
+from pathlib import Path
+from trainer import config as settings
+from trainer.training import train
+train.read_inputs(settings.load(Path(sys.argv[1])))
+"""
 COPY_PARTS = """
 import sys
 from pathlib import Path
@@ -318,7 +327,8 @@ def scale(folder: Path, rows: int, processes: int, options: argparse.Namespace) 
     run("plan, second", PLAN, *plan)
     if rows <= 1_000_000:
         shutil.rmtree(work / "out", ignore_errors=True)
-        run("train, second start", PLAN, "train", toml)
+        run("train, two steps", PLAN, "train", toml)
+        run("second start", START, toml)
         if options.memory_only:
             run("evaluate, without models", EVALUATE, toml)
             shutil.rmtree(work / "out", ignore_errors=True)
@@ -388,9 +398,9 @@ def print_ratios(results: dict[str, Any], processes: int) -> None:
                 facts.append(f"{many['wall_s'] / rows / base:.2f} times the seconds of datasets.map")
             if (one := size.get("plan, one process")) is not None:
                 facts.append(f"{one['wall_s'] / many['wall_s']:.2f} x one process")
-        if (train := size.get("train, second start")) is not None:
-            more = train["wall_s"] - smallest["train, second start"]["wall_s"]
-            facts.append(f"second start +{more:.1f} s over {START_ROWS} rows")
+        if (start := size.get("second start")) is not None:
+            more, of_cpu = (start[name] - smallest["second start"][name] for name in ("wall_s", "cpu_s"))
+            facts.append(f"second start +{more:.1f} s, CPU +{of_cpu:.1f} s over {START_ROWS} rows")
         print(f"{rows:>10,} rows: {'; '.join(facts)}; store {size['store_mib']:,.0f} MiB")
         for name, result in size.items():
             if isinstance(result, dict) and name in before:

@@ -98,13 +98,17 @@ def difference(
 def _mean_resamples(
     columns: Mapping[str, Sequence[float | None] | Values], resamples: int
 ) -> tuple[dict[str, Values], dict[str, float]]:
-    table = np.array([np.asarray(column, dtype=np.float64) for column in columns.values()]).T  # None is NaN
-    if not table.size:
+    width, count = len(columns), len(next(iter(columns.values()), ()))
+    if not width or not count:
         return dict.fromkeys(columns, np.empty(0)), dict.fromkeys(columns, math.nan)
-    has_value = ~np.isnan(table)
-    both = np.concatenate([np.where(has_value, table, 0.0), has_value.astype(np.float64)], axis=1)
+    # Values, with 0 for none, and whether there is one: filled column by column, as there may be many rows.
+    # Their order in memory decides the last digits of sums: a single column is beside its second.
+    both = np.empty((2 * width, count)).T if width > 1 else np.empty((count, 2))
+    for place, column in enumerate(columns.values()):
+        values = np.asarray(column, dtype=np.float64)  # None becomes NaN
+        has_value = ~np.isnan(values)
+        both[:, place], both[:, width + place] = np.where(has_value, values, 0.0), has_value
     sums, whole = resampled_sums(both, resamples), both.sum(axis=0)
-    width = len(columns)
     with np.errstate(divide="ignore", invalid="ignore"):
         drawn, mean = sums[:, :width] / sums[:, width:], whole[:width] / whole[width:]
     return (

@@ -130,7 +130,7 @@ def _value(compare: text_metrics.Metric, model: str, answer: str | None, referen
 
 
 def _metrics(columns: Columns, group: Sequence[int], resamples: int) -> dict[str, Any]:
-    places = np.asarray(group)
+    places = slice(group.start, group.stop) if isinstance(group, range) else np.asarray(group)
     named = {f"{metric}/{model}": values[places] for (metric, model), values in columns.items()}
     metrics: dict[str, Any] = {}
     for name, value in intervals.means(named, resamples).items():
