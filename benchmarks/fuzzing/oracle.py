@@ -36,6 +36,7 @@ _FINISH = (
     "status",
 )
 _TAGGED = re.compile(r"<(think|thinking)>.*?</\1>|\[THINK\].*?\[/THINK\]", re.DOTALL)
+_LINE_OF_OBJECT = re.compile(r"(?:\A|[\r\n])\s*(?=\{)")
 _LINE = re.compile(rb"\r\n|\n|\r")
 
 
@@ -91,12 +92,25 @@ def spelled(raw: bytes, *, is_stream: bool) -> Spelled:
     if document is not None:
         found.add(document)
         return found
-    lines = [_loaded(line) for line in _LINE.split(raw) if line.strip()]
-    found.is_readable = is_stream and any(line is not None for line in lines)
+    lines = list(_json_lines(raw))
+    found.is_readable = is_stream and bool(lines)
     for line in lines:
-        if line is not None:
-            found.add(line)
+        found.add(line)
     return found
+
+
+def _json_lines(raw: bytes) -> Iterator[Any]:
+    """Yield the JSON objects that begin a line; one may go on over line ends, which JSON takes as space."""
+    text = raw.decode("utf-8-sig", "replace")
+    decoder = json.JSONDecoder(parse_int=lambda digits: digits[:1])
+    at = 0
+    while begin := _LINE_OF_OBJECT.search(text, at):
+        try:
+            document, at = decoder.raw_decode(text, begin.end())
+        except (ValueError, RecursionError):
+            at = begin.end() + 1
+        else:
+            yield document
 
 
 def _events(raw: bytes) -> Iterator[Any]:

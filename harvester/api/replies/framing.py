@@ -14,9 +14,9 @@ import orjson
 
 from harvester.api.replies.sse import integer_of
 
-# Comments of an event stream, and blank lines.
+# Comments of an event stream, and blank lines. One with quotes or braces may be the rest of a JSON line.
 # Possessive here and below: there are millions of them in some bodies, and `\r\n` can be one end or two.
-_COMMENTS = re.compile(rb"(?:[ \t]*+(?::[^\r\n]*+)?+[\r\n]++)++(?=[ \t]*+\{)")
+_COMMENTS = re.compile(rb"(?:[ \t]*+(?::[^\r\n\"{}]*+)?+[\r\n]++)++(?=[ \t]*+\{)")
 # A record separator of JSON text sequences, and guards against inclusion as a script.
 _GUARDS = (b"\x1e", b")]}',", b")]}'")
 # What may follow a whole document without a meaning, besides white space.

@@ -597,6 +597,13 @@ def json_lines(*texts: str) -> bytes:
     return b"\n".join(map(orjson.dumps, chunks))
 
 
+def test_the_rest_of_a_json_line_is_no_comment_before_an_answer() -> None:
+    cut = json_lines("The ", "answer").partition(b'"content"')[2] + b"\n" + PLAIN
+    assert cut.startswith(b":")
+    with pytest.raises(ConnectionBroken):
+        parse(cut)
+
+
 @pytest.mark.parametrize("texts", [("The ", "answer"), ("The ", "answer ", "is")])
 def test_json_lines_that_end_in_the_middle_of_one_are_a_broken_connection(texts: tuple[str, ...]) -> None:
     whole = json_lines(*texts)

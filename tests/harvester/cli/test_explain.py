@@ -133,7 +133,7 @@ def test_schedule_prints_units_and_wants_one_scheduler(tmp_path: Path) -> None:
 
 def test_an_error_without_a_remedy_of_its_own_says_what_helps_in_general(tmp_path: Path) -> None:
     init_config.write_starter(tmp_path / "run")
-    (tmp_path / "run" / "prompts" / "first.jsonl").write_text("[1]\n", encoding="utf-8")
+    (tmp_path / "run" / "prompts" / "first.jsonl").write_text("1\n", encoding="utf-8")
     done = harvester("plan", tmp_path / "run" / "harvest.toml")
     assert done.returncode == 2
     cause, place, remedy = done.stderr.splitlines()
