@@ -14,7 +14,7 @@ from harvester.api.types import Outcome
 from harvester.errors import TeacherError
 from harvester.store.maintain.purge import purge_store
 from harvester.store.where import Where
-from tests.hostile.runs import harvest
+from tests.hostile.runs import Harvest, harvest
 from tests.hostile.server import completion as good_body
 from tests.hostile.server import hostile_teacher, http
 from tests.tiers import rest_is_slow
@@ -49,6 +49,19 @@ def test_a_streamed_piece_that_is_not_understood_is_never_ok_without_its_text(od
     assert parsed.outcome is Outcome.UNKNOWN or parsed.text == "The answer is 4"
 
 
+def harvest_priced(root: Path, body: dict[str, Any], *, rows: int, usd: float) -> Harvest:
+    """Harvest from a teacher that gives each row this answer, a micro-dollar a token, with a budget."""
+    prompts = [f"row {number}" for number in range(rows)]
+    with hostile_teacher({prompt: http(json.dumps(body).encode()) for prompt in prompts}) as teacher:
+        return harvest(
+            root,
+            teacher.base_url,
+            prompts,
+            teacher={"price": {"input": 1.0, "output": 1.0, "as_of": "2026-11-01"}},
+            budget={"usd": usd},
+        )
+
+
 @pytest.mark.parametrize(
     "usage",
     [
@@ -65,15 +78,7 @@ def test_a_streamed_piece_that_is_not_understood_is_never_ok_without_its_text(od
 def test_a_bill_can_not_be_talked_down(usage: dict[str, Any], tmp_path: Path) -> None:
     body = json.loads(good_body("word " * 100))
     body["usage"] = usage
-    prompts = [f"row {number}" for number in range(60)]
-    with hostile_teacher({prompt: http(json.dumps(body).encode()) for prompt in prompts}) as teacher:
-        ended = harvest(
-            tmp_path,
-            teacher.base_url,
-            prompts,
-            teacher={"price": {"input": 1.0, "output": 1.0, "as_of": "2026-11-01"}},
-            budget={"usd": 0.001},
-        )
+    ended = harvest_priced(tmp_path, body, rows=60, usd=0.001)
     assert ended.exit_code == 10  # 100 words are at least 25 tokens: 40 answers use the budget up
     assert len(ended.answered) < 45
 
@@ -81,15 +86,7 @@ def test_a_bill_can_not_be_talked_down(usage: dict[str, Any], tmp_path: Path) ->
 def test_reasoning_that_only_the_total_shows_uses_the_budget_up(tmp_path: Path) -> None:
     body = json.loads(good_body("word " * 100))
     body["usage"] = {"prompt_tokens": 12, "completion_tokens": 60, "total_tokens": 572}
-    prompts = [f"row {number}" for number in range(30)]
-    with hostile_teacher({prompt: http(json.dumps(body).encode()) for prompt in prompts}) as teacher:
-        ended = harvest(
-            tmp_path,
-            teacher.base_url,
-            prompts,
-            teacher={"price": {"input": 1.0, "output": 1.0, "as_of": "2026-11-01"}},
-            budget={"usd": 0.002},
-        )
+    ended = harvest_priced(tmp_path, body, rows=30, usd=0.002)
     assert ended.exit_code == 10
     assert 0 < len(ended.answered) < 15  # 572 of 2,000 micro-dollars each; 27 answers at 72
 
