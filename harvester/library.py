@@ -477,11 +477,12 @@ def outcomes(value: str | Collection[str]) -> frozenset[str]:
     return frozenset(names)
 
 
-def folder_of_run(path: Path) -> Path:
+def store_folder(path: Path) -> Path:
     """Return the store that `path` means: a store itself, a harvest.toml, or a folder with a harvest.toml.
 
     Raises:
-        UsageError: nothing is at `path`, or a file, or the store of a harvest.toml does not exist.
+        UsageError: nothing is at `path`, or a file, or a folder that is no store, or the store of a
+            harvest.toml does not exist.
     """
     require_local(path)
     if not path.exists():
@@ -489,8 +490,10 @@ def folder_of_run(path: Path) -> Path:
     if path.suffix != ".toml" and not path.is_dir():
         raise UsageError("is a file, and a store is a folder", place=str(path), remedy=_STORE_REMEDY)
     config_file = path if path.suffix == ".toml" else path / "harvest.toml"
-    if not config_file.is_file() or _is_store(path):
+    if _is_store(path):
         return path
+    if not config_file.is_file():
+        raise UsageError("no store is here", place=str(path), remedy=_STORE_REMEDY)
     from harvester.config import config
 
     store = config_file.parent / config.load(config_file).store.path
@@ -506,18 +509,12 @@ def folder_of_run(path: Path) -> Path:
             place=str(config_file),
             remedy="`harvester run` with this file makes it",
         )
-    return store
-
-
-def store_folder(path: Path) -> Path:
-    """Return the store that `path` means.
-
-    Raises:
-        UsageError: no store is there.
-    """
-    store = folder_of_run(path)
     if not _is_store(store):
-        raise UsageError("no store is here", place=str(store), remedy=_STORE_REMEDY)
+        raise UsageError(
+            f"its store {store} is a folder without a store",
+            place=str(config_file),
+            remedy="`harvester run` with this file makes it",
+        )
     return store
 
 

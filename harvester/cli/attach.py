@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 from harvester.cli.commands import CONTROL, HarvesterApp
-from harvester.cli.console import JSON, STORE_OF_RUN, Status, emit, message, progress_display, write_stdout
+from harvester.cli.console import JSON, STORE, Status, emit, message, progress_display, write_stdout
 from harvester.cli.detach import log_of
 from harvester.errors import FindingsError, RunState
 from harvester.store import paths
@@ -29,7 +29,7 @@ def register(app: HarvesterApp) -> None:
 
 
 def attach(
-    store: Path = STORE_OF_RUN,
+    store: Path = STORE,
     as_json: bool = JSON,
 ) -> None:
     """Show the progress of a run until it ends, and exit with its code. Ctrl-C ends only the display.
@@ -65,8 +65,12 @@ def attach(
 
 def _without_end(status: Status) -> str:
     """Say why it is not known how the run ended."""
+    from harvester.observe.status import is_untouched_merge
+
     if status.get("run_id"):
         return "the run died: its process is gone, and it did not say how it ended"
+    if is_untouched_merge(status):
+        return "no run has been here: this is a merged store"
     if status.get("held"):
         return f"how the last run ended is not known: {paths.STATUS} is gone, or says nothing"
     return "no run has been here"

@@ -19,7 +19,7 @@ from typing import Any
 import typer
 
 from harvester.errors import StoreError
-from harvester.library import folder_of_run, readable_store, store_folder
+from harvester.library import readable_store, store_folder
 from harvester.observe.metrics import PROGRESS_FIELDS
 from harvester.system.command_line.displays import can_draw
 from harvester.system.command_line.wrapped import for_terminal
@@ -60,8 +60,8 @@ def _store_argument(callback: Callable[[Path], Path]) -> Any:
     )
 
 
-# The STORE argument of every command that reads or changes a store, and of those that talk to its run.
-STORE, STORE_OF_RUN = _store_argument(store_folder), _store_argument(folder_of_run)
+# The STORE argument of every command that reads or changes a store, or talks to its run.
+STORE = _store_argument(store_folder)
 # The STORE argument of commands that only read it, which may be a URL too.
 READ_STORE = _store_argument(readable_store)
 

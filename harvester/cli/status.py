@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 
 from harvester.cli.commands import CONTROL, HarvesterApp
-from harvester.cli.console import JSON, STORE, STORE_OF_RUN, emit
+from harvester.cli.console import JSON, STORE, emit
 from harvester.errors import FindingsError, UsageError
 from harvester.store import paths
 
@@ -100,12 +100,12 @@ def _grouped(store: Path, kind: str) -> tuple[dict[str, dict[str, int]], list[st
     return {name: group.as_dict() for name, group in largest}, groups.table_lines(kind, largest)
 
 
-def pause(store: Path = STORE_OF_RUN, as_json: bool = JSON) -> None:
+def pause(store: Path = STORE, as_json: bool = JSON) -> None:
     """Send no new requests until `resume`, also after a restart. Answers in flight are still kept."""
     _command(store, "pause", as_json=as_json)
 
 
-def resume(store: Path = STORE_OF_RUN, as_json: bool = JSON) -> None:
+def resume(store: Path = STORE, as_json: bool = JSON) -> None:
     """Continue after `pause`, or after a canary paused the run. It works between two runs, too."""
     from harvester.store import pauses
     from harvester.store.journal.lock import is_held
@@ -117,7 +117,7 @@ def resume(store: Path = STORE_OF_RUN, as_json: bool = JSON) -> None:
 
 
 def stop(
-    store: Path = STORE_OF_RUN,
+    store: Path = STORE,
     wait: bool = typer.Option(True, help="Return only when the run has ended."),
     cancel_batches: bool = typer.Option(
         False,
@@ -145,7 +145,7 @@ def stop(
 
 
 def set_(
-    store: Path = STORE_OF_RUN,
+    store: Path = STORE,
     name: str = typer.Argument(
         ...,
         metavar="NAME",

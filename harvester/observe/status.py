@@ -20,6 +20,7 @@ from harvester.store import paths
 from harvester.store.journal.batches import waiting_in_batches
 from harvester.store.journal.journal import Journal
 from harvester.store.journal.lock import is_held, read_holder
+from harvester.store.journal.merged_from import merged_from
 from harvester.store.maintain.bill import compute_bill, compute_canary_bill, compute_spent
 from harvester.store.pauses import load
 from harvester.system import own_files
@@ -30,6 +31,8 @@ from harvester.system.process_state import STANDING, process_state, standing_tex
 MAX_STATUS_BYTES = 16 << 20
 # At most this many of the last complaints are shown.
 COMPLAINTS_SHOWN = 3
+# At most this many sources of a merged store are shown.
+SOURCES_SHOWN = 12
 # A heartbeat further ahead of this clock than this was written before the clock was set back.
 AHEAD_S = 5.0
 # A live process writes every two seconds; if its heartbeat is older than this, its state is `hung`.
@@ -81,6 +84,7 @@ def current_status(store: Path, live: Mapping[str, Any] | None = None) -> dict[s
         spent = {} if alive else compute_spent(journal, time.time())
         with journal.reading() as connection:
             waiting = waiting_in_batches(connection)
+            merged = merged_from(connection)
     written, fault = _read_status(store)
     status = {**written, **validated_status(live or {})}
     if fault and not live:
@@ -89,6 +93,8 @@ def current_status(store: Path, live: Mapping[str, Any] | None = None) -> dict[s
     if not alive:
         status["holds"] = holds
         status["budgets"] = _budgets_now(status.get("budgets") or {}, spent)
+    if merged is not None:
+        status["merged"] = merged.facts()
     return {
         **status,
         "store": str(store),
@@ -157,6 +163,8 @@ def unhealthy_reason(status: Mapping[str, Any], max_age_s: float) -> str:
     age = f"last {_heartbeat_age(status)}"
     if not status.get("alive"):
         unknown = "how its last run ended is not known" if status.get("held") else "never ran"
+        if is_untouched_merge(status):
+            unknown = "no run has been in this merged store"
         return f"no run is active: {status.get('state', unknown)}, {age}"
     # A stamp of the future was written before the clock was set back: how long ago is unknown.
     stale = not -AHEAD_S <= status["heartbeat_age_s"] <= max_age_s
@@ -173,7 +181,7 @@ def remedy_of(status: Mapping[str, Any]) -> str:
         return (
             "look at its log and its disk; `harvester stop` or a signal ends it, `harvester run` resumes it"
         )
-    if not status.get("run_id") and not status.get("held"):
+    if is_untouched_merge(status) or not (status.get("run_id") or status.get("held")):
         return "`harvester run` with its harvest.toml starts one"
     return "`harvester run` with its harvest.toml resumes it; what was stored is kept"
 
@@ -238,12 +246,39 @@ def _odd_answers(status: Mapping[str, Any]) -> list[str]:
 def _without_heartbeat(status: Mapping[str, Any]) -> list[str]:
     """Return what can be said where status.json is not there: a run may have been here all the same."""
     lines = ["no run has written a status here yet"]
-    if status.get("held"):
+    if status.get("merged"):
+        lines = _merged_lines(status)
+    if is_untouched_merge(status):
+        lines += _ledger(status)
+    elif status.get("held"):
         lines += [
             f"status    {paths.STATUS} is gone, or says nothing; the next run writes it",
             *_ledger(status),
         ]
     return [*lines, _process_text(status)] if status.get("alive") else lines
+
+
+def is_untouched_merge(status: Mapping[str, Any]) -> bool:
+    """Whether `harvester merge` made the store and no run has been in it: then it has no status.json."""
+    merged = status.get("merged")
+    return merged is not None and not merged["has_run_since"] and not status.get("run_id")
+
+
+def _merged_lines(status: Mapping[str, Any]) -> list[str]:
+    """Say what a merged store was made of, and where that was."""
+    merged = status["merged"]
+    held, stores = counted(status.get("held", 0), "answer"), merged["stores"]
+    at = schedule.here(merged["at"])
+    since = "a run was here since" if merged["has_run_since"] else "no run has been here since"
+    if not stores:
+        return [f"a merged store with {held}; where its sources were was not noted"]
+    lines = [
+        f"a merged store with {held}, of {counted(len(stores), 'store')} on {at}; {since}",
+        *(f"source    {store}" for store in stores[:SOURCES_SHOWN]),
+    ]
+    if len(stores) > SOURCES_SHOWN:
+        lines.append(f"source    and {len(stores) - SOURCES_SHOWN:,} more; --json lists all")
+    return lines
 
 
 def _headline(status: Mapping[str, Any]) -> str:

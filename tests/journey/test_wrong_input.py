@@ -250,11 +250,33 @@ def test_wrong_usage_exits_2(arguments: tuple[str, ...]):
 def test_a_wrong_setting_is_named_where_no_run_is_active(
     tmp_path: Path, name: str, value: str, problem: str
 ) -> None:
+    (tmp_path / "shards").mkdir()
     wrong = harvester("set", str(tmp_path), name, value)
     assert (wrong.returncode, problem in wrong.stderr) == (2, True), wrong.stderr
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [("pause",), ("resume",), ("stop",), ("stop", "--cancel-batches"), ("attach",), ("set", "rpm", "6")],
+)
+def test_commands_to_a_run_refuse_a_folder_that_is_no_store(
+    tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    command, *rest = arguments
+    wrong = harvester(command, str(tmp_path), *rest)
+    assert (wrong.returncode, "no store is here" in wrong.stderr) == (2, True), wrong.stderr
+    assert str(tmp_path) in wrong.stderr
+    assert "name the folder of a store" in wrong.stderr
+    assert list(tmp_path.iterdir()) == []
+    path = folder(tmp_path, "http://127.0.0.1:1/v1")
+    (tmp_path / "store").mkdir()
+    empty = harvester(command, str(path), *rest)
+    assert (empty.returncode, "is a folder without a store" in empty.stderr) == (2, True), empty.stderr
+    assert list((tmp_path / "store").iterdir()) == []
+
+
 def test_a_right_setting_needs_an_active_run(tmp_path: Path) -> None:
+    (tmp_path / "shards").mkdir()
     right = harvester("set", str(tmp_path), "rpm", "600")
     assert (right.returncode, "no run is active" in right.stderr) == (1, True), right.stderr
 

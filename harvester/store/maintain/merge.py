@@ -34,6 +34,7 @@ from harvester.store.journal.checksums import updating_checksum
 from harvester.store.journal.copies import insert_row
 from harvester.store.journal.journal import KEYS_PER_LOOKUP, Journal
 from harvester.store.journal.lock import StoreLock
+from harvester.store.journal.merged_from import MERGE, note_sources
 from harvester.store.journal.records import ShardEntry, asker_digest, prompt_json
 from harvester.store.maintain.ledgers import Ledgers, Source
 from harvester.store.maintain.seal_task import last_target_bytes
@@ -50,8 +51,6 @@ from harvester.system.failpoints import reach
 from harvester.system.files import fsync
 from harvester.system.objects.url import require_local
 
-# Row of `meta` that says how far a merge has come; it stays in the merged store.
-_MERGE = "merge"
 # Fields of a lineage in which merged stores may not differ, in the words of the refusal.
 _ALIKE = ("teacher", "model", "purpose", "mock", "terms", "permission", "duties")
 
@@ -254,13 +253,13 @@ class _Progress:
         value = {name: getattr(self, name) for name in self.__slots__}
         with updating_checksum(connection, "meta"):
             connection.execute(
-                "INSERT OR REPLACE INTO meta VALUES (?, ?)", (_MERGE, orjson.dumps(value).decode())
+                "INSERT OR REPLACE INTO meta VALUES (?, ?)", (MERGE, orjson.dumps(value).decode())
             )
 
 
 def _progress(journal: Journal) -> _Progress:
     with journal.reading() as connection:
-        row = connection.execute("SELECT value FROM meta WHERE name = ?", (_MERGE,)).fetchone()
+        row = connection.execute("SELECT value FROM meta WHERE name = ?", (MERGE,)).fetchone()
     return _Progress(**orjson.loads(row[0])) if row is not None else _Progress()
 
 
@@ -332,6 +331,7 @@ class _Merge:
             reach("merge.before_ledger")
             with self._journal.writing() as connection:
                 Ledgers(self._sources, self._progress.added, self._progress.left_out).write(connection)
+                note_sources(connection, [source.path for source in self._sources], time.time())
                 self._progress.is_complete = True
                 self._progress.note(connection)
             reach("merge.after_ledger")

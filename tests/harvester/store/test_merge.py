@@ -16,6 +16,7 @@ from harvester.cli import main
 from harvester.config.shard import Shard
 from harvester.errors import ConfigError, StoreLocked
 from harvester.store import paths
+from harvester.store.journal.checksums import updating_checksum
 from harvester.store.journal.journal import Journal
 from harvester.store.journal.lock import StoreLock
 from harvester.store.maintain.adopt import adopt
@@ -24,6 +25,7 @@ from harvester.store.maintain.purge import purge_store
 from harvester.store.reader import Corpus
 from harvester.store.shards.seal import seal
 from tests.harvester.store_rows import ENDPOINT, answer, intent, key_of, open_store, prompt_of, verified
+from tests.journey.run_process import harvester
 
 
 def filled(folder: Path, numbers: range, run_id: str, *, shards: int = 1, **changes: Any) -> Path:
@@ -244,3 +246,37 @@ def test_the_command_says_what_it_did(stores: list[Path], tmp_path: Path) -> Non
 
 def test_a_shard_is_named_from_one() -> None:
     assert (Shard.parse("2/8").rank, Shard.parse(" 8/8 ").store("a/store/")) == (1, "a/store-8-of-8")
+
+
+def shown(store: Path) -> tuple[int, str, dict[str, Any]]:
+    """Return the exit code of `harvester status`, its text, and what it says with --json."""
+    text = CliRunner().invoke(main.app, ["status", str(store)])
+    as_json = CliRunner().invoke(main.app, ["status", str(store), "--json"])
+    return text.exit_code, text.output, json.loads(as_json.stdout)
+
+
+def test_status_says_what_a_merged_store_is(stores: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    merge(stores, out)
+    code, text, facts = shown(out)
+    assert code == 0
+    assert "a merged store with 60 answers, of 3 stores" in text
+    assert "gone" not in text
+    assert [str(store.resolve()) for store in stores] == facts["merged"]["stores"]
+    assert all(str(store) in text.replace("\n", "") for store in stores)
+    probe = harvester("status", str(out), "--check")
+    assert (probe.returncode, "no run has been in this merged store" in probe.stderr) == (1, True)
+    with open_store(out, run_id="run-later"):  # a run that then lost its status.json
+        pass
+    code, text, facts = shown(out)
+    assert (code, "a run was here since" in text, "status.json is gone" in text) == (0, True, True)
+    assert "merged" not in shown(stores[0])[2]
+
+
+def test_status_of_a_store_that_an_earlier_release_merged(stores: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    merge(stores, out)
+    with Journal.open(out) as journal, journal.writing() as connection, updating_checksum(connection, "meta"):
+        connection.execute("DELETE FROM meta WHERE name = 'merged_from'")
+    code, text, _ = shown(out)
+    assert (code, "a merged store with 60 answers" in text, "gone" in text) == (0, True, False)

@@ -1,0 +1,61 @@
+"""Note in a merged store what it was merged from, so that `harvester status` can say what the store is."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from harvester.store.journal.checksums import updating_checksum
+
+# Rows of `meta`: how far the merge has come, which every merged store has, and where its sources were.
+MERGE, _SOURCES = "merge", "merged_from"
+
+
+@dataclass(frozen=True, slots=True)
+class MergedFrom:
+    """What a merged store was made of.
+
+    Attributes:
+        stores: where the merged stores were; empty where an earlier release merged them.
+        at: when, in Unix seconds; 0.0 where an earlier release did.
+        has_run_since: a run has begun in the merged store itself.
+    """
+
+    stores: tuple[str, ...] = ()
+    at: float = 0.0
+    has_run_since: bool = False
+
+    def facts(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return {"stores": list(self.stores), "at": self.at, "has_run_since": self.has_run_since}
+
+
+def note_sources(connection: sqlite3.Connection, stores: Sequence[Path], at: float) -> None:
+    """Write where the sources are, once the runs of all of them are in, inside an open transaction."""
+    names = [os.fsencode(store.resolve()).decode("utf-8", "backslashreplace") for store in stores]
+    note = {"stores": names, "at": round(at, 3), "last_run": _last_run(connection)}
+    with updating_checksum(connection, "meta"):
+        connection.execute(
+            "INSERT OR REPLACE INTO meta VALUES (?, ?)", (_SOURCES, orjson.dumps(note).decode())
+        )
+
+
+def merged_from(connection: sqlite3.Connection) -> MergedFrom | None:
+    """Return what a store was merged from; None for one that was not merged."""
+    query = "SELECT name, value FROM meta WHERE name IN (?, ?)"
+    rows = dict(connection.execute(query, (MERGE, _SOURCES)).fetchall())
+    if _SOURCES in rows:
+        note = orjson.loads(rows[_SOURCES])
+        has_run = _last_run(connection) > note["last_run"]
+        return MergedFrom(tuple(note["stores"]), float(note["at"]), has_run)
+    return MergedFrom() if MERGE in rows else None
+
+
+def _last_run(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("SELECT coalesce(max(run), 0) FROM runs").fetchone()[0])
