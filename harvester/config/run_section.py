@@ -161,6 +161,11 @@ class RunSection(FrozenModel):
             return UNBOUNDED_DEADLINE_S
         return min(LONGEST_DEADLINE_S, BASE_DEADLINE_S + max_tokens / SLOWEST_TOKENS_PER_S)
 
+    @property
+    def longest_attempt_s(self) -> float:
+        """The seconds after which no attempt is in flight any more, whatever its `max_tokens`."""
+        return LONGEST_DEADLINE_S if self.deadline_s is None else self.deadline_s
+
 
 class BatchSection(FrozenModel):
     """How a run deals with batches. Times are seconds, or text such as "90s", "30m", "6h".

@@ -2,9 +2,9 @@
 
 Every rank reports twice a second (`run.allotment`) and gets its part. One rule holds for rates, requests in
 flight and money: what was allocated counts as held until the rank itself reports less, so the parts are never
-more than the whole together, whichever message is lost. Rates and places of a rank that is silent for
-EXPIRY_S are free again: it has sent nothing for a while then. Its money is not: only its store can say what
-was spent, which its successor reads.
+more than the whole together, whichever message is lost. The rates of a rank that is silent for EXPIRY_S are
+free again: it has sent nothing for a while then. Its places are free when nothing that it sent can be in
+flight any more. Its money is not: only its store can say what was spent, which its successor reads.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from harvester.run.allotment import FENCE_S, Message, decoded_row, encoded_row
 from harvester.teacher.sharing.fair_shares import Want, divide
 from harvester.teacher.sharing.limit_leases import HYSTERESIS, LEAST, LedgerRow
 
-# A rank that is silent for this long has no part any more; it has sent nothing since FENCE_S.
+# A rank that is silent for this long has no part of the rates any more; it has sent nothing since FENCE_S.
 EXPIRY_S = FENCE_S + 4.0
 # Ranks that are to start have their part reserved for so long.
 START_S = 30.0
@@ -68,6 +68,8 @@ class Allocator:
         now: monotonic seconds.
         state: of an earlier fleet of this harvest (`state`), None for none. If that one was killed, the
             budget of a run goes on where it was.
+        longest_attempt_s: how long a request can be in flight. So long after a silent rank has stopped
+            sending, its places are free.
     """
 
     def __init__(
@@ -77,7 +79,9 @@ class Allocator:
         ranks: int,
         now: float,
         state: Message | None = None,
+        longest_attempt_s: float = math.inf,
     ) -> None:
+        self._longest_attempt_s = longest_attempt_s
         self._windows = dict(windows)
         self._whole: dict[CeilingKey, int] = {
             (span, unit): limit
@@ -207,8 +211,8 @@ class Allocator:
         if self._ranks[number].is_over or self._ranks[number].incarnation != incarnation:
             return None
         for silent, rank in self._ranks.items():
-            if silent != number and rank.heard_at < now - EXPIRY_S:
-                rank.rows, rank.windows, rank.wanted = {}, {}, {}
+            if silent != number:
+                self._free_silent(rank, now)
         rank = self._ranks[number]
         self._note(rank, report, now)
         if report["left"]:
@@ -223,6 +227,13 @@ class Allocator:
             "is_final": is_final,
         }
 
+    def _free_silent(self, rank: _Rank, now: float) -> None:
+        """Free what a rank that is silent for too long can't be using any more."""
+        if rank.heard_at < now - EXPIRY_S:
+            rank.rows, rank.wanted = {}, {}
+        if rank.heard_at < now - EXPIRY_S - self._longest_attempt_s:
+            rank.windows = {}
+
     def _note(self, rank: _Rank, report: Message, now: float) -> None:
         was_silent = rank.heard_at < now - EXPIRY_S
         rank.heard_at = now
@@ -236,7 +247,7 @@ class Allocator:
             learned_at = row.learned_at + rank.offset
             rank.rows[url] = replace(row, at=now, share=held, learned_at=learned_at)
         for url, window in report["windows"].items():
-            held_places = 0 if was_silent else min(window["allocated"], rank.windows.get(url, 0))
+            held_places = min(window["allocated"], rank.windows.get(url, 0))
             rank.windows[url] = max(held_places, window["in_flight"])
             most = self._windows[url]
             could_use = math.inf if window["wants_more"] else window["size"] * _HEADROOM / most
@@ -288,9 +299,10 @@ class Allocator:
         """Return how many requests a rank may have in flight at an address."""
         wants = {n: Want(1, self._ranks[n].wanted.get(url, 0.0)) for n in present}
         wants |= {-1 - n: Want(1) for n in range(coming)}
-        whole, held = self._windows[url], {n: self._ranks[n].windows.get(url, 0) for n in present}
-        target = divide_count(whole, wants)[number]
-        places = int(within(target, held[number], whole - sum(held.values())))
+        held = {n: rank.windows.get(url, 0) for n, rank in self._ranks.items()}
+        held_by_silent = sum(places for n, places in held.items() if n not in present)
+        target = divide_count(max(len(wants), self._windows[url] - held_by_silent), wants)[number]
+        places = int(within(target, held[number], self._windows[url] - sum(held.values())))
         self._ranks[number].windows[url] = max(held[number], places)
         return places
 

@@ -24,6 +24,7 @@ class Coordinator:
             values["ranks"],
             time.monotonic(),
             values["state"],
+            values["longest_attempt_s"],
         )
         self._bytes = 0
 

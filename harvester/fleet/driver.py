@@ -167,6 +167,7 @@ class _Fleet:
                     },
                     "ranks": state.ranks,
                     "state": state.coordinator,
+                    "longest_attempt_s": loaded.run.longest_attempt_s,
                 }
             )
         )

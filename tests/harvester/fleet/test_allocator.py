@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from harvester.fleet.allocator import EXPIRY_S, Allocator
@@ -20,6 +20,8 @@ PLACES = 40
 TOKENS = 10_000
 # What one request may cost.
 REQUEST = 90
+# How long one may be in flight; then it is charged.
+LONGEST_S = 60.0
 
 
 @dataclass
@@ -40,12 +42,16 @@ class ModelRank:
     heard_at: float = -math.inf
     share: float = 0.0
     places: int = 0
-    in_flight: int = 0
     ceiling: int = 0
     demand: float = math.inf
     is_short: bool = False
     is_final: bool = False
-    reserved: list[int] = field(default_factory=list)
+    # When each request in flight was sent.
+    in_flight_since: list[float] = field(default_factory=list)
+
+    @property
+    def reserved(self) -> int:
+        return REQUEST * len(self.in_flight_since)
 
     def sends(self, now: float) -> bool:
         return now - self.heard_at <= FENCE_S and self.share > 0 and self.places >= 1
@@ -67,9 +73,9 @@ class ModelRank:
         }
         window = {
             "allocated": self.places,
-            "in_flight": len(self.reserved),
-            "size": len(self.reserved),
-            "wants_more": len(self.reserved) >= self.places,
+            "in_flight": len(self.in_flight_since),
+            "size": len(self.in_flight_since),
+            "wants_more": len(self.in_flight_since) >= self.places,
             "most": PLACES,
         }
         budget = {"spent": [self.store.spent, 0], "ceiling": [self.ceiling, None], "ends_at": None}
@@ -79,7 +85,7 @@ class ModelRank:
             "rows": {URL: row},
             "windows": {URL: window},
             "budgets": {"run": budget},
-            "reserved": [sum(self.reserved), 0],
+            "reserved": [self.reserved, 0],
             "short": [REQUEST, 0] if short else None,
         }
 
@@ -87,28 +93,41 @@ class ModelRank:
         self.heard_at = began
         self.share = answer["shares"][URL][0]
         self.places = answer["windows"][URL]
-        self.ceiling = max(answer["budgets"]["run"][0], self.store.spent + sum(self.reserved))
+        self.ceiling = max(answer["budgets"]["run"][0], self.store.spent + self.reserved)
         self.is_final = answer["is_final"]
 
     def send(self, now: float) -> None:
         """Send a request, if everything allows it."""
-        if not self.sends(now) or len(self.reserved) >= self.places:
+        if not self.sends(now) or len(self.in_flight_since) >= self.places:
             return
-        if self.store.spent + sum(self.reserved) + REQUEST > self.ceiling:
+        if self.store.spent + self.reserved + REQUEST > self.ceiling:
             self.is_short = True
             return
-        self.reserved.append(REQUEST)
+        self.in_flight_since.append(now)
+
+    def fill(self, now: float) -> None:
+        """Send as many requests as there are places."""
+        for _ in range(PLACES):
+            self.send(now)
 
     def answer(self, cost: int) -> None:
-        if self.reserved:
-            self.reserved.pop()
+        if self.in_flight_since:
+            self.in_flight_since.pop()
             self.store.spent += cost
+
+    def time_out(self, now: float) -> None:
+        """Charge what was in flight for too long."""
+        late = [since for since in self.in_flight_since if since <= now - LONGEST_S]
+        self.store.spent += REQUEST * len(late)
+        self.in_flight_since = [since for since in self.in_flight_since if since > now - LONGEST_S]
 
 
 class World:
     def __init__(self, ranks: int, now: float = 1000.0) -> None:
         self.now = now
-        self.allocator = Allocator({URL: PLACES}, {"run": (TOKENS, None)}, ranks, now)
+        self.allocator = Allocator(
+            {URL: PLACES}, {"run": (TOKENS, None)}, ranks, now, longest_attempt_s=LONGEST_S
+        )
         self.stores: list[Store] = []
         self.ranks = [self.begin(number, None) for number in range(ranks)]
 
@@ -130,11 +149,16 @@ class World:
         if fate == "heard" and answer is not None:
             rank.apply(answer, self.now)
 
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+        for rank in self.ranks:
+            rank.time_out(self.now)
+
     def lose(self, number: int, *, keeps_store: bool) -> None:
         """Kill a rank with what it has in flight; its ledger counts these as possibly billed."""
         old = self.ranks[number]
-        old.store.spent += sum(old.reserved)
-        old.reserved.clear()
+        old.store.spent += old.reserved
+        old.in_flight_since.clear()
         self.allocator.end(number, is_lost=True)
         self.ranks[number] = self.begin(number, old.store if keeps_store else None)
 
@@ -142,19 +166,20 @@ class World:
         sending = [rank for rank in self.ranks if rank.sends(self.now)]
         assert sum(rank.share for rank in sending) <= 1 + 1e-9
         assert sum(rank.places for rank in sending) <= PLACES
-        assert sum(len(rank.reserved) for rank in self.ranks) <= PLACES
-        reserved = sum(sum(rank.reserved) for rank in self.ranks)
+        assert sum(len(rank.in_flight_since) for rank in self.ranks) <= PLACES
+        reserved = sum(rank.reserved for rank in self.ranks)
         assert sum(store.spent for store in self.stores) + reserved <= TOKENS
 
 
 FATES = st.sampled_from(["heard", "heard", "heard", "unheard", "unsent"])
+WAITS = st.sampled_from([0.1, 0.5, 3.0, EXPIRY_S + 1, LONGEST_S + EXPIRY_S + 1])
 EVENTS = st.lists(
     st.one_of(
         st.tuples(st.just("exchange"), st.integers(0, 4), FATES),
         st.tuples(st.just("send"), st.integers(0, 4), st.integers(1, 30)),
         st.tuples(st.just("answer"), st.integers(0, 4), st.integers(0, REQUEST)),
         st.tuples(st.just("demand"), st.integers(0, 4), st.sampled_from([0.0, 0.05, 0.3, math.inf])),
-        st.tuples(st.just("wait"), st.integers(0, 4), st.sampled_from([0.1, 0.5, 3.0, EXPIRY_S + 1])),
+        st.tuples(st.just("wait"), st.integers(0, 4), WAITS),
         st.tuples(st.just("lose"), st.integers(0, 4), st.booleans()),
         st.tuples(st.just("round"), st.integers(0, 4), st.integers(1, 3)),
     ),
@@ -174,7 +199,7 @@ def _happen(world: World, what: str, number: int, value: Any) -> None:
     elif what == "demand":
         rank.demand = value
     elif what == "wait":
-        world.now += value
+        world.wait(value)
     elif what == "lose":  # a successor starts when the lock of the store is free, or in another store
         world.lose(number, keeps_store=value)
     else:
@@ -184,6 +209,17 @@ def _happen(world: World, what: str, number: int, value: Any) -> None:
 
 @settings(deadline=None, max_examples=120)
 @given(ranks=st.integers(1, 5), events=EVENTS)
+@example(  # two requests are in flight while their rank is silent, and after it
+    ranks=3,
+    events=[
+        ("round", 0, 1),
+        ("send", 0, 2),
+        ("lose", 1, False),
+        ("demand", 1, 0.0),
+        ("wait", 0, EXPIRY_S + 1),
+        ("round", 0, 1),
+    ],
+)
 def test_the_parts_are_never_more_than_the_whole(ranks: int, events: list[tuple[str, int, Any]]) -> None:
     world = World(ranks)
     for what, number, value in events:
@@ -213,7 +249,7 @@ def test_the_budget_is_used_to_the_last_request_and_then_all_ranks_end(
         if all(rank.is_final for rank in world.ranks):
             break
     assert all(rank.is_final for rank in world.ranks), "money is left, and nobody may spend it"
-    reserved = sum(sum(rank.reserved) for rank in world.ranks)
+    reserved = sum(rank.reserved for rank in world.ranks)
     assert TOKENS - sum(store.spent for store in world.stores) - reserved < REQUEST
 
 
@@ -258,6 +294,33 @@ def test_a_silent_rank_sends_nothing_before_its_part_is_given_away() -> None:
             world.exchange(rank)
             world.check()
     assert [rank.share for rank in world.ranks] == pytest.approx([0.5, 0.5])
+
+
+def test_the_places_of_a_silent_rank_are_free_when_nothing_can_be_in_flight_there() -> None:
+    world = World(2)
+    for _ in range(4):
+        for rank in world.ranks:
+            world.exchange(rank)
+            rank.fill(world.now)
+    held = world.ranks[0].places
+    assert held == len(world.ranks[0].in_flight_since) == PLACES / 2
+    for seconds, free in ((EXPIRY_S + 0.1, 0), (LONGEST_S - 1, 0), (1.1, held)):
+        world.wait(seconds)
+        for _ in range(2):
+            world.exchange(world.ranks[1])
+            world.ranks[1].fill(world.now)
+        world.check()
+        assert world.ranks[1].places == PLACES - held + free
+    world.exchange(world.ranks[0])
+    assert world.ranks[0].places == 0  # until the other one has less in flight
+    for _ in range(PLACES):
+        world.ranks[1].answer(REQUEST)
+    for _ in range(4):
+        for rank in reversed(world.ranks):
+            world.exchange(rank)
+            rank.fill(world.now)
+            world.check()
+    assert world.ranks[0].places == held
 
 
 def test_a_process_that_was_replaced_gets_nothing() -> None:
