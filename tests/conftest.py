@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from harvester.mock_teacher.faults.script import read_rules
 from harvester.mock_teacher.running import RunningMock, start_in_thread
@@ -42,9 +42,11 @@ os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
 # A shell that runs the tests in the background ignores SIGINT for them.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# No deadline for a single example: on a busy machine one may take seconds without being wrong.
-settings.register_profile("suite", deadline=None)
-settings.load_profile("suite")
+# No deadline for an example and no complaint about slow ones: on a busy machine one may take seconds.
+settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# The same examples each time, for CI: what a new example finds is rarely the fault of the change it would stop.
+settings.register_profile("fixed", settings.get_profile("suite"), derandomize=True, database=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
