@@ -31,7 +31,7 @@ import httpx
 import orjson
 from httpx_aiohttp import AiohttpTransport
 
-from harvester.api import model_list, parse_in_child
+from harvester.api import charset, model_list, parse_in_child
 from harvester.api.body_memory import BodyMemory, BodyShare
 from harvester.api.content_encoding import Decoder, EncodingError
 from harvester.api.error_body import describe, excerpt
@@ -66,6 +66,8 @@ FRAMING_PATIENCE_S = 2.0
 _OTHER_SUCCESSES = range(201, 300)
 # With these bytes a complete body ends.
 _LAST_BYTES = (b"}", b"]")
+# What may follow them: white space, and null bytes, which also belong to characters of UTF-16 and UTF-32.
+_PADDING = b" \t\r\n\0"
 KEEP_ALIVE_S = 60.0
 # `error_code` when the host name does not exist, as opposed to a resolver that fails.
 UNKNOWN_NAME = "unknown_name"
@@ -399,7 +401,7 @@ def _unread(stream: httpx.AsyncByteStream) -> bytes:
 
 
 class _Reading:
-    """Reads the decoded body of one reply, at most `MAX_BODY_BYTES`.
+    """Reads the decoded body of one reply as UTF-8, at most `MAX_BODY_BYTES`.
 
     A body that is complete in itself is an answer also when its transfer breaks off, or never ends.
 
@@ -420,6 +422,7 @@ class _Reading:
         self._patience_s = patience_s
         self._place = place
         self._share = share
+        self._content_type = response.headers.get("content-type", "")
         self._decoder = Decoder(response.headers.get("content-encoding", ""))
         self._received = bytearray()
         self._stream = _BodyStream(response)
@@ -452,12 +455,13 @@ class _Reading:
                     if len(self._received) > MAX_BODY_BYTES:
                         raise self._too_large()
                     await self._share.grow(len(piece))
-                if self._received[-8:].rstrip().endswith(_LAST_BYTES):
+                if self._received[-8:].rstrip(_PADDING).endswith(_LAST_BYTES):
                     timer = loop.call_later(self._patience_s, self._end_if_complete)
         finally:
             if timer is not None:
                 timer.cancel()
-        error, body = self._stream.error, bytes(self._received)
+        body = await parse_in_child.as_utf8(bytes(self._received), self._content_type)
+        error = self._stream.error
         if error is not None and self._needs_end and not await parse_in_child.is_complete(body):
             raise error
         return body
@@ -473,7 +477,9 @@ class _Reading:
         if not self._needs_end:
             return True
         body = bytes(self._received)
-        return not parse_in_child.is_heavy(body) and completion.is_complete(body, self._choices)
+        return not parse_in_child.is_heavy(body) and completion.is_complete(
+            charset.as_utf8(body, self._content_type), self._choices
+        )
 
     def _too_large(self) -> PromptRejected:
         return PromptRejected(

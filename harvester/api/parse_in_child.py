@@ -17,7 +17,7 @@ from typing import Any
 import orjson
 
 from harvester import errors
-from harvester.api import model_list
+from harvester.api import charset, model_list
 from harvester.api.error_body import RAW_KEPT_BYTES, classify
 from harvester.api.redaction import Redactor
 from harvester.api.replies import choices, completion
@@ -175,6 +175,18 @@ async def is_complete(raw: bytes) -> bool:
         return bool(await _in_child("harvester.api.replies.completion:is_complete", raw))
     except (TimeoutError, MemoryError, ChildError):
         return False
+
+
+async def as_utf8(raw: bytes, content_type: str) -> bytes:
+    """Return a body in UTF-8; unchanged where it is, or can't be read, or takes too long to tell."""
+    if not charset.needs_reading(raw, content_type):
+        return raw
+    if not is_heavy(raw):
+        return charset.as_utf8(raw, content_type)
+    try:
+        return bytes(await _in_child("harvester.api.charset:as_utf8", raw, content_type))
+    except (TimeoutError, MemoryError, ChildError):
+        return raw
 
 
 async def has_choices(raw: bytes) -> bool:

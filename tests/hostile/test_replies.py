@@ -21,6 +21,7 @@ from harvester.api.redaction import Redactor
 from harvester.api.replies import completion
 from harvester.api.types import Outcome
 from harvester.errors import BrokenAnswer
+from harvester.store.reader import Corpus
 from harvester.teacher.limiter.rate_headers import parse_rate_headers
 from tests.harvester.killed_runs import ROOT
 from tests.hostile.runs import harvest
@@ -63,6 +64,59 @@ def test_one_encoding_is_read(encoding: str, tmp_path: Path) -> None:
         )
         teacher.replies["a"] = http(coded, {"content-encoding": encoding})
         assert harvest(tmp_path, teacher.base_url, ["a"]).answered == {"a": "ok"}
+
+
+TEXT = "Größe: 5 € für “Zoë”"
+# A body's charset, the header `content-type`, and the outcome of the answer.
+CHARSETS = {
+    "utf-8 that is named otherwise": ("utf-8", "application/json; charset=iso-8859-1", "ok"),
+    "utf-8 with a mark": ("utf-8-sig", "application/json; charset=utf-16", "ok"),
+    "windows-1252": ("cp1252", "application/json; charset=windows-1252", "ok"),
+    "windows-1252 under its other name": ("cp1252", 'application/json;charset="ISO-8859-1"', "ok"),
+    "utf-16 with a mark": ("utf-16", "application/json", "ok"),
+    "utf-16 without a mark": ("utf-16-le", "application/json", "ok"),
+    "utf-16 in the other order": ("utf-16-be", "application/json; charset=utf-16", "ok"),
+    "utf-32 without a mark": ("utf-32-be", "application/json", "ok"),
+    "gb18030": ("gb18030", "application/json; charset=GBK", "ok"),
+    "no name": ("cp1252", "application/json", "unknown"),
+    "an unknown name": ("cp1252", "application/json; charset=klingon", "unknown"),
+    "a name that is no charset": ("cp1252", "application/json; charset=unicode_escape", "unknown"),
+    "a name that can not be": ("cp1252", "application/json; charset=euc-jp", "unknown"),
+}
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_a_body_in_another_charset_is_read_or_unknown(is_stream: bool, tmp_path: Path) -> None:
+    with hostile_teacher() as teacher:
+        for prompt, (codec, content_type, _) in CHARSETS.items():
+            text = json.dumps(json.loads(good_body(TEXT)), ensure_ascii=False)
+            if is_stream:
+                text = f"data: {text}\n\ndata: [DONE]\n\n"
+                content_type = content_type.replace("application/json", "text/event-stream")
+            teacher.replies[prompt] = http(text.encode(codec), {"content-type": content_type})
+        ended = harvest(tmp_path, teacher.base_url, list(CHARSETS))
+    assert ended.answered == {prompt: outcome for prompt, (_, _, outcome) in CHARSETS.items()}
+    rows = list(Corpus.open(ended.store).samples())
+    assert {row.completion for row in rows if row.outcome == "ok"} == {TEXT}
+    assert all(TEXT in row.raw.decode() for row in rows if row.outcome == "ok")
+
+
+def test_damaged_utf_8_is_no_text_of_the_charset_that_is_named(tmp_path: Path) -> None:
+    damaged = json.dumps(json.loads(good_body(TEXT)), ensure_ascii=False).encode().replace(b"\x82\xac", b"")
+    reply = http(damaged, {"content-type": "application/json; charset=iso-8859-1"})
+    with hostile_teacher({"a": reply}) as teacher:
+        assert harvest(tmp_path, teacher.base_url, ["a"]).answered == {"a": "unknown"}
+
+
+def test_a_key_in_another_charset_is_masked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = "sk-0123456789abcdef"
+    monkeypatch.setenv("KEY_OF_TEST", key)
+    body = good_body(f"the key is {key}").decode().encode("utf-16")
+    with hostile_teacher({"a": http(body)}) as teacher:
+        ended = harvest(tmp_path, teacher.base_url, ["a"], teacher={"api_key_env": "KEY_OF_TEST"})
+    (row,) = Corpus.open(ended.store).samples()
+    assert (row.outcome, row.completion) == ("ok", "the key is ***")
+    assert key.encode() not in row.raw.replace(b"\0", b"")
 
 
 def test_a_decoder_gives_pieces_of_limited_size_and_reads_what_servers_send() -> None:
