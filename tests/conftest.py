@@ -44,7 +44,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No deadline for an example and no complaint about slow ones: on a busy machine one may take seconds.
 settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-# The same examples each time, for CI: what a new example finds is rarely the fault of the change it would stop.
+# The same examples each time, for CI: what a new one finds is rarely the fault of the change it would stop.
 settings.register_profile("fixed", settings.get_profile("suite"), derandomize=True, database=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 
