@@ -101,6 +101,15 @@ def test_a_body_in_another_charset_is_read_or_unknown(is_stream: bool, tmp_path:
     assert all(TEXT in row.raw.decode() for row in rows if row.outcome == "ok")
 
 
+def test_json_lines_without_an_end_are_asked_again(tmp_path: Path) -> None:
+    line = {"model": "m", "message": {"role": "assistant", "content": "fo"}, "done": False}
+    cut = b"".join(json.dumps(line).encode() + b"\n" for _ in range(2))
+    with hostile_teacher({"a": http(cut, {"content-type": "application/x-ndjson"})}) as teacher:
+        ended = harvest(tmp_path, teacher.base_url, ["a", "b"], run={"max_attempts": 2})
+        assert teacher.asked.count("a") == 2
+    assert (ended.answered, ended.dead) == ({"b": "ok"}, {"a": "connection"})
+
+
 def test_damaged_utf_8_is_no_text_of_the_charset_that_is_named(tmp_path: Path) -> None:
     damaged = json.dumps(json.loads(good_body(TEXT)), ensure_ascii=False).encode().replace(b"\x82\xac", b"")
     reply = http(damaged, {"content-type": "application/json; charset=iso-8859-1"})

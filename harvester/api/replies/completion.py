@@ -17,7 +17,7 @@ import orjson
 from harvester.api.error_body import error_inside, excerpt
 from harvester.api.replies.framing import read_documents, unframed, unwrapped
 from harvester.api.replies.logprobs import read_logprobs
-from harvester.api.replies.sse import Assembled, assemble, assemble_lines, is_stream
+from harvester.api.replies.sse import DONE, Assembled, assemble, assemble_lines, is_piece, is_stream
 from harvester.api.replies.usage import SHARE, estimate_tokens, read_share, read_usage, usage_members
 from harvester.api.response_format import matches
 from harvester.api.shapes.envelopes import choices_of
@@ -140,9 +140,13 @@ def load_choices(raw: bytes) -> Assembled:
         documents, exact, rest = _load_tolerantly(text, raw)
         is_cut = rest.startswith("{") and _goes_on(documents[-1])
         if (len(documents) > 1 or is_cut) and all(isinstance(each, dict) for each in documents):
-            assembled = assemble_lines(documents, is_cut=is_cut)
+            is_ended = not is_cut and (text.rstrip().endswith(DONE) or not any(map(is_piece, documents)))
+            assembled = assemble_lines(documents, raw, is_ended=is_ended)
             return replace(assembled, is_exact=assembled.is_exact and exact)
         document = documents[0]
+    else:
+        if is_piece(document):  # the only line that came of several
+            return assemble_lines([document], raw, is_ended=False)
     if isinstance(document, list) and len(document) == 1:
         document = document[0]
     document = unwrapped(document)

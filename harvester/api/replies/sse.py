@@ -36,6 +36,8 @@ _END_NAMES = frozenset({b"done", b"end", b"complete", b"completed", b"message_st
 _KEEP_ALIVES = frozenset(
     {b"", b"ping", b"keep-alive", b"keepalive", b"heartbeat", b"null", b"{}", b'"ping"', b"[ping]"}
 )
+# Members by which each JSON line says whether it is the last one (Ollama, Cohere).
+_DONE_MEMBERS = ("done", "is_finished")
 _TEXT_FIELDS = frozenset({"content", "refusal", *REASONING_MEMBERS})
 
 
@@ -102,19 +104,33 @@ def assemble(raw: bytes) -> Assembled:
     return stream.document(raw)
 
 
-def assemble_lines(lines: list[dict[str, Any]], *, is_cut: bool = False) -> Assembled:
+def assemble_lines(lines: list[dict[str, Any]], raw: bytes, *, is_ended: bool) -> Assembled:
     """Join the chunks of a stream that came as JSON lines; see `assemble`.
 
     Args:
-        is_cut: whether a part of a further line follows them.
+        raw: the body, kept by the error.
+        is_ended: whether they are known to be all; else a finish reason, usage or `done` must say so.
     """
     stream = _Stream()
-    if not is_cut:
-        stream.end()  # the lines are whole, and nothing else marks the end
+    if is_ended:
+        stream.end()
     for chunk in lines:
         if stream.add(chunk):
             break
-    return stream.document(b"")
+    return stream.document(raw)
+
+
+def is_piece(document: Any) -> bool:
+    """Whether a JSON line is a piece of a stream that goes on after it: it says so, or holds a delta."""
+    if not isinstance(document, Mapping) or document.get("usage"):
+        return False
+    if any(document.get(name) is False for name in _DONE_MEMBERS):
+        return True
+    choices = choices_of(document)[0] or ()
+    given = [choice for choice in choices if isinstance(choice, Mapping)]
+    return any("delta" in choice and "message" not in choice for choice in given) and not any(
+        map(finish_word, given)
+    )
 
 
 def named_events(raw: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -211,6 +227,7 @@ class _Stream:
 
     def add(self, chunk: dict[str, Any]) -> bool:
         """Add one chunk; returns whether it holds an error, after which nothing else is read."""
+        self.is_done = self.is_done or _is_last(chunk)
         choices, holder = choices_of(chunk)
         if not choices and chunk.get("delta") is not None:
             choices = [chunk]  # a chunk that is a choice itself
@@ -473,6 +490,10 @@ class _ToolCall:
         if self._arguments:
             function["arguments"] = "".join(self._arguments)
         return {**self._call, "function": function} if function else dict(self._call)
+
+
+def _is_last(chunk: Mapping[str, Any]) -> bool:
+    return any(chunk.get(name) is True for name in _DONE_MEMBERS)
 
 
 def _may_hold_text(chunk: Mapping[str, Any]) -> bool:

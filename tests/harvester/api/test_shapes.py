@@ -606,11 +606,49 @@ def test_the_rest_of_a_json_line_is_no_comment_before_an_answer() -> None:
 
 @pytest.mark.parametrize("texts", [("The ", "answer"), ("The ", "answer ", "is")])
 def test_json_lines_that_end_in_the_middle_of_one_are_a_broken_connection(texts: tuple[str, ...]) -> None:
-    whole = json_lines(*texts)
+    whole = json_lines(*texts) + b'\n{"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}'
     assert is_complete(whole)
     assert not is_complete(whole[:-5])
     with pytest.raises(ConnectionBroken):
         parse(whole[:-5])
+
+
+def ollama_lines(*texts: str, **last: Any) -> list[bytes]:
+    """Lines of Ollama's own stream; those of `last` are added to the last one."""
+    lines = [{"model": "m", "message": {"content": text}, "done": False} for text in texts]
+    return [orjson.dumps(line) + b"\n" for line in [*lines[:-1], lines[-1] | last]]
+
+
+END = {"done": True, "done_reason": "stop"}
+
+
+@pytest.mark.parametrize("lines", [1, 2, 3])
+def test_json_lines_that_end_between_two_are_a_broken_connection_as_events_are(lines: int) -> None:
+    whole = ollama_lines("The ", "answer ", "is", " 4.", **END)
+    assert parse(b"".join(whole)).outcome is Outcome.OK
+    assert is_complete(b"".join(whole))
+    chunks = json_lines("The ", "answer ", "is").splitlines(keepends=True)
+    for cut in (b"".join(whole[:lines]), b"".join(whole[:lines]).rstrip(), b"".join(chunks[:lines])):
+        assert not is_complete(cut)
+        with pytest.raises(ConnectionBroken) as broken:
+            parse(cut)
+        assert broken.value.maybe_billed
+        assert broken.value.raw == cut
+
+
+@pytest.mark.parametrize(
+    ("raw", "outcome"),
+    [
+        (b"".join(ollama_lines("four", done=True)), Outcome.UNKNOWN),  # Ollama before it gave a reason
+        (b"".join(ollama_lines("fo", "ur", done=True)), Outcome.UNKNOWN),
+        (json_lines("fo", "ur") + b"\n[DONE]", Outcome.UNKNOWN),
+        (json_lines("fo", "ur") + b'\n{"usage": {"completion_tokens": 2}}', Outcome.UNKNOWN),
+        (b"".join(ollama_lines("fo", "ur", done=True, done_reason="length")), Outcome.TRUNCATED),
+    ],
+)
+def test_json_lines_with_an_end_mark_and_no_reason_are_kept(raw: bytes, outcome: Outcome) -> None:
+    parsed = parse(raw)
+    assert (parsed.text, parsed.outcome) == ("four", outcome)
 
 
 @pytest.mark.parametrize(
