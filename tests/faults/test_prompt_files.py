@@ -135,7 +135,11 @@ def _rows(root: Path) -> list[object]:
     return list(Corpus.open(root / "store").samples())
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(lines=st.lists(st.binary(max_size=40), min_size=1, max_size=4))
 def test_row_60_any_bytes_are_read_or_named(folder: Path, lines: list[bytes]) -> None:
     (folder / "p.jsonl").write_bytes(GOOD + b"\n".join(lines))
