@@ -6,7 +6,7 @@ generated tokens.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harvester.api.types import Alternative, TokenLogprob
@@ -25,6 +25,38 @@ def read_logprobs(value: Any) -> tuple[TokenLogprob, ...]:
         if isinstance(value.get(name), list) and value[name]:
             return tuple(_token(item) for item in value[name])
     return _legacy(value)
+
+
+def joined_lists(chunks: Sequence[Mapping[str, list[Any]]]) -> dict[str, list[Any]]:
+    """Return the lists of the chunks of a stream, each joined by its member."""
+    lists: dict[str, list[Any]] = {}
+    for chunk in chunks:
+        for name, values in chunk.items():
+            lists.setdefault(name, []).extend(values)
+    return lists
+
+
+def lists_of_text(
+    chunks: Sequence[Mapping[str, list[Any]]], texts: Sequence[str]
+) -> dict[str, list[Any]] | None:
+    """Return the lists whose tokens join to one of these texts, None where none do.
+
+    That may be all chunks, the last one alone, or all but the last, which repeats the others.
+    """
+    wanted = {text.encode("utf-8", "replace") for text in texts}
+    for chosen in (chunks, chunks[-1:], chunks[:-1]):
+        lists = joined_lists(chosen)
+        if lists and _text_of_tokens(lists) in wanted:
+            return lists
+    return None
+
+
+def _text_of_tokens(value: Any) -> bytes:
+    """Return the text of the generated tokens in UTF-8: of their bytes where they are given."""
+    return b"".join(
+        token.token.encode("utf-8", "replace") if token.data is None else token.data
+        for token in read_logprobs(value)
+    )
 
 
 def _token(item: Any) -> TokenLogprob:

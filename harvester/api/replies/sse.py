@@ -19,7 +19,7 @@ import orjson
 
 from harvester.api.error_fields import ERROR_MEMBERS, find_error
 from harvester.api.replies.lines import split_lines
-from harvester.api.replies.logprobs import PER_TOKEN_MEMBERS
+from harvester.api.replies.logprobs import PER_TOKEN_MEMBERS, joined_lists, lists_of_text
 from harvester.api.shapes.envelopes import BARE_TEXT_MEMBERS, choices_of
 from harvester.api.shapes.finish import finish_word
 from harvester.api.shapes.parts import NESTED_MEMBERS, REASONING_MEMBERS
@@ -315,7 +315,8 @@ class _Choice:
         self._calls: list[_ToolCall] = []
         self._call_at: dict[Any, _ToolCall] = {}
         self._function: _ToolCall | None = None
-        self._logprobs: dict[str, list[Any]] = {}
+        self._logprobs: list[dict[str, list[Any]]] = []
+        self._is_cut = False
         self._snapshots = Snapshots()
         self._reasoning_members: set[str] = set()
         self._has_deltas = False
@@ -399,9 +400,10 @@ class _Choice:
     def _add_logprobs(self, logprobs: Any) -> None:
         if isinstance(logprobs, list):
             logprobs = {"content": logprobs}
-        for name, value in (logprobs if isinstance(logprobs, dict) else {}).items():
-            if name in PER_TOKEN_MEMBERS and isinstance(value, list):
-                self._logprobs.setdefault(name, []).extend(value)
+        given = logprobs if isinstance(logprobs, dict) else {}
+        lists = {name: value for name, value in given.items() if name in PER_TOKEN_MEMBERS}
+        if lists := {name: value for name, value in lists.items() if value and isinstance(value, list)}:
+            self._logprobs.append(lists)
 
     @property
     def is_whole(self) -> bool:
@@ -424,15 +426,29 @@ class _Choice:
             "index": self._index,
             "message": message,
             "finish_reason": self.finish or None,
-            "logprobs": self._logprobs or None,
+            "logprobs": self._logprobs_of(message),
             **({"usage": self._usage} if self._usage else {}),
         }
+
+    def _logprobs_of(self, message: Mapping[str, Any]) -> dict[str, list[Any]] | None:
+        """The log-probabilities of all chunks, None for none.
+
+        Where repeated text was taken out, they may repeat as it did: only those of the text that is left are
+        returned, and none where it is not clear which they are.
+        """
+        if not self._is_cut:
+            return joined_lists(self._logprobs) or None
+        text = message.get("content") or ""
+        thoughts = next((message[name] for name in REASONING_MEMBERS if message.get(name)), "")
+        texts = [text, thoughts + text] if isinstance(text, str) and isinstance(thoughts, str) else []
+        return lists_of_text(self._logprobs, texts)
 
     def _join(self, name: str, pieces: list[Any]) -> Any:
         """The value of a field that came in pieces: a text, or a list of parts where some are no text."""
         if all(isinstance(piece, str) for piece in pieces):
             kept, is_clear = without_repeats(pieces)
             self.is_exact = self.is_exact and is_clear
+            self._is_cut = self._is_cut or kept != [piece for piece in pieces if piece]
             return "".join(kept) if pieces else None
         parts: list[Any] = []
         for piece in pieces:
@@ -451,11 +467,13 @@ class _Choice:
         texts = [message.get("content") for message in messages]
         contents = [text for text in texts if isinstance(text, str)]
         if len(contents) > 1 and all(later.startswith(text) for text, later in pairwise(contents)):
+            self._is_cut = True
             return {**messages[-1], "content": contents[-1]}
         pieces = _Choice(self._index)
         for message in messages:
             pieces.add({"delta": message})
         self.is_exact = self.is_exact and pieces.is_exact
+        self._is_cut = self._is_cut or pieces._is_cut
         joined: dict[str, Any] = pieces.joined()["message"]
         return joined
 

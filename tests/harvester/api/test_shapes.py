@@ -762,6 +762,49 @@ def test_a_stream_that_repeats_itself(pieces: tuple[str, ...], text: str, outcom
     assert (parsed.text, parsed.outcome) == (text, outcome)
 
 
+def with_logprobs(pieces: list[tuple[str, list[str]]], holder: str) -> bytes:
+    """Events of these texts, each with the log-probabilities of these tokens."""
+    lines = []
+    for piece, tokens in pieces:
+        listed = [{"token": token, "logprob": -float(at)} for at, token in enumerate(tokens)]
+        choice = {holder: {"content": piece}, "logprobs": {"content": listed} if tokens else None}
+        lines.append(b"data: " + orjson.dumps({"choices": [{"index": 0, **choice}]}) + b"\n\n")
+    return b"".join(lines) + b'data: {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}\n\n'
+
+
+GROWING = ["The", "The answer is", SENTENCE]
+TOKENS = [["The"], [" answer", " is"], [" four", "."]]
+ALL = [token for tokens in TOKENS for token in tokens]
+
+
+@pytest.mark.parametrize("holder", ["delta", "message"])
+@pytest.mark.parametrize(
+    ("tokens", "kept"),
+    [
+        (TOKENS, ALL),  # each those of its new text
+        ([ALL[:1], ALL[:3], ALL], ALL),  # each those of all text so far
+        ([[], [], ALL], ALL),
+        ([ALL[:1], [], ALL[3:]], []),  # some are missing
+        ([ALL[:1], ALL, ALL], ALL),
+        ([[], [], []], []),
+    ],
+)
+def test_log_probabilities_of_text_that_grows_are_those_of_the_stored_text(
+    holder: str, tokens: list[list[str]], kept: list[str]
+) -> None:
+    parsed = parse(with_logprobs(list(zip(GROWING, tokens, strict=True)), holder))
+    assert (parsed.text, parsed.outcome) == (SENTENCE, Outcome.OK)
+    assert [token.token for token in parsed.logprobs] == kept
+
+
+@pytest.mark.parametrize("last", [ALL, [], ["The answer"]])
+def test_log_probabilities_of_a_last_delta_that_repeats_all_are_not_counted_twice(last: list[str]) -> None:
+    pieces = ["The", " answer is", " four.", SENTENCE]
+    parsed = parse(with_logprobs(list(zip(pieces, [*TOKENS, last], strict=True)), "delta"))
+    assert (parsed.text, parsed.outcome) == (SENTENCE, Outcome.OK)
+    assert [token.token for token in parsed.logprobs] == ALL
+
+
 @pytest.mark.parametrize(
     ("word", "outcome"),
     [
