@@ -3,20 +3,39 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from harvester.system import own_files
-from trainer.errors import StoreError
+from harvester.system import disk_refusal, own_files
+from trainer.errors import StoreError, StoreFull
 
 _MAX_JSON_BYTES = 1 << 30
+
+
+def refused(error: Exception, what: str, path: Path, otherwise: str, *, afterwards: str = "") -> StoreError:
+    """Return the error of what can't be written or read: `StoreFull` if room on the disk would help.
+
+    Args:
+        what: could not be done, as the beginning of the message.
+        path: named where the error names none.
+        otherwise: what else helps, beside what mends the cause.
+        afterwards: what to do then.
+    """
+    kind = StoreFull if disk_refusal.is_full(error) else StoreError
+    ways = " or ".join(way for way in (disk_refusal.remedy(error), otherwise) if way)
+    return kind(
+        f"{what}: {disk_refusal.reason(error)}",
+        place=disk_refusal.place(error, path),
+        remedy="; ".join(each for each in (ways, afterwards) if each),
+    )
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write a file of JSON, completely or not at all.
 
     Raises:
-        StoreError: the disk refuses.
+        StoreFull, StoreError: the disk is full or refuses.
     """
     write_text(path, json.dumps(value, indent=1) + "\n")
 
@@ -25,23 +44,33 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file, completely or not at all.
 
     Raises:
-        StoreError: the disk refuses.
+        StoreFull, StoreError: the disk is full or refuses, or something that is no file lies there.
     """
+    _write(path, (text,))
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Write a text file line by line, completely or not at all; raises as `write_text`."""
+    _write(path, (f"{line}\n" for line in lines))
+
+
+def _write(path: Path, texts: Iterable[str]) -> None:
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):  # a device would be replaced by a file
+            raise StoreError("is not a regular file", place=str(path), remedy="name another file")
         path.parent.mkdir(parents=True, exist_ok=True)
         with own_files.replacing(path, 0o644, durable=True) as file:
-            file.write(text.encode("utf-8", "backslashreplace"))
+            for text in texts:
+                file.write(text.encode("utf-8", "backslashreplace"))
     except OSError as error:
-        raise StoreError(
-            f"can't be written: {error.strerror}", place=str(path), remedy="make room, or set another out"
-        ) from None
+        raise refused(error, "can't be written", path, "set another out") from None
 
 
 def write_report(folder: Path, stem: str, page: str, facts: Any) -> tuple[str, str]:
     """Write a page and the facts it shows as STEM.html and STEM.json; return their paths.
 
     Raises:
-        StoreError: the disk refuses.
+        StoreFull, StoreError: the disk is full or refuses.
     """
     html, facts_file = folder / f"{stem}.html", folder / f"{stem}.json"
     write_text(html, page)

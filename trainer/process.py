@@ -14,10 +14,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from harvester.system import disk_refusal
 from harvester.system.background import StopRequests
 from harvester.system.files import try_lock
 from harvester.system.process_state import holder_remedy
-from trainer.errors import Interrupted, StoreError, StoreLocked
+from trainer.errors import Interrupted, StoreError, StoreFull, StoreLocked
 
 # Seconds within which signals to one of several processes are one: a scheduler sends them to the whole job,
 # and the launcher forwards its own.
@@ -44,16 +45,17 @@ def lock_output_folder(folder: Path, what: str = "training", setting: str = "[ou
 
     Raises:
         StoreLocked: another process holds the lock; names it.
-        StoreError: the folder can't be made or written.
+        StoreFull, StoreError: the folder can't be made or written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder / "LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
-        raise StoreError(
-            f"the output folder can't be written: {error.strerror}",
-            place=str(folder),
-            remedy=f"set another {setting}",
+        kind = StoreFull if disk_refusal.is_full(error) else StoreError
+        raise kind(
+            f"the output folder can't be written: {disk_refusal.reason(error)}",
+            place=disk_refusal.place(error, folder),
+            remedy=" or ".join(way for way in (disk_refusal.remedy(error), f"set another {setting}") if way),
         ) from None
     try:
         try:

@@ -33,7 +33,7 @@ from harvester.store.shards.parquet_file import open_shard
 from harvester.store.shards.proved import require_proved
 from harvester.system import own_files
 from harvester.system.files import fsync_tree, sha256_of
-from harvester.system.objects.cache import FULL_CACHE, cache_folder, fetched, forget
+from harvester.system.objects.cache import cache_folder, fetched, forget, refused
 from harvester.system.objects.location import Location
 from harvester.system.objects.publication import (
     MANIFEST_NAME,
@@ -165,9 +165,7 @@ def build(
         final.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         hidden = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
     except OSError as error:
-        raise StoreError(
-            f"the folder can't be made: {error.strerror or error}", place=str(final.parent)
-        ) from None
+        raise refused(error, "the folder can't be made", final.parent) from None
     try:
         _fill(location, publication, hidden, note, own=own)
         fsync_tree(hidden)
@@ -177,11 +175,7 @@ def build(
             if not final.is_dir():  # another process made the same one
                 raise
     except OSError as error:
-        raise StoreError(
-            f"the folder can't be written: {error.strerror or error}",
-            place=str(error.filename or final),
-            remedy=FULL_CACHE,
-        ) from None
+        raise refused(error, "the folder can't be written", final) from None
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 import typer
@@ -18,6 +19,7 @@ from trainer.cli import evaluation, experiments, publishing, reference, trace, t
 from trainer.cli.options import TrainerCommand
 from trainer.console import print_message
 from trainer.errors import HarvesterError
+from trainer.files import refused
 from trainer.process import end_on_sigterm, ignore_sigterm
 
 EXIT_CODES = """Exit codes: 0 complete, 1 the data has a fatal fault, or the training diverged or does not fit
@@ -62,6 +64,10 @@ def main() -> None:
         app(prog_name="trainer")
     except HarvesterError as error:
         _end_with(error)
+    except OSError as error:
+        if error.filename is None or isinstance(error.filename, int):
+            raise
+        _end_with(refused(error, "can't be read or written", Path(str(error.filename)), ""))
     except ModuleNotFoundError as error:  # in a command that looks for none of them first
         package = (error.name or "").partition(".")[0]
         if package not in PACKAGES["train"]:

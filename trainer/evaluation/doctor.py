@@ -20,6 +20,7 @@ from trainer.data.tokens.builder import Progress, no_progress
 from trainer.data.tokens.stored_rows import Rendered
 from trainer.errors import ConfigError, StudentError
 from trainer.evaluation.distributions import ComparedToken, compare
+from trainer.files import write_text
 from trainer.model import model, weights
 
 SAMPLES_SHOWN = 5
@@ -152,8 +153,7 @@ def write_page(diagnosis: Diagnosis, config: TrainConfig, path: Path) -> Path:
         samples=[(shown, _shortened(shown.tokens)) for shown in diagnosis.shown],
         visible=printable,
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8", errors="backslashreplace")
+    write_text(path, page)
     return path
 
 

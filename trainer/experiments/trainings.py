@@ -30,6 +30,7 @@ from trainer.files import read_json, write_json
 from trainer.model import model, weights
 from trainer.model.made_files import are_unchanged, made_files
 from trainer.training.logbook import Evaluation, Sampled, StepLog, TrainingStarted
+from trainer.training.output_folders import CHECKPOINTS
 from trainer.training.reporter import Callbacks
 from trainer.training.train import train
 
@@ -230,7 +231,7 @@ class Trainings:
         summary = {"key": key, **asdict(trained)}
         failpoints.reach("stages.trained")
         write_json(folder / "trained.json", {**summary, "files": made_files(folder, [config.student_path])})
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
         return key, summary
 
     def was_found(self, training: str) -> bool:

@@ -53,6 +53,7 @@ from trainer.onpolicy.texts import (
 from trainer.provenance import fingerprint, terms_check
 from trainer.publish.adapter import write_adapter
 from trainer.training.forward import TokenScores
+from trainer.training.output_folders import CHECKPOINTS
 
 SCHEMA = "trainer.onpolicy/1"
 # Member of a measurement in the checkpoint: sums of log-ratios and scored tokens of each held-out prompt.
@@ -171,7 +172,7 @@ class OnPolicy:
         return number == self._settings.rounds or (every > 0 and number % every == 0)
 
     def _restore(self) -> int:
-        newest, skipped = self._student.restore(self._folder / "checkpoints")
+        newest, skipped = self._student.restore(self._folder / CHECKPOINTS)
         for line in skipped:
             self._on_note(f"checkpoint skipped: {line}")
         if newest is None:
@@ -184,7 +185,7 @@ class OnPolicy:
 
     def _save(self, number: int) -> None:
         state = {"rounds": self._rounds, "held_out": self._measured}
-        self._student.save(self._folder / "checkpoints", number, state)
+        self._student.save(self._folder / CHECKPOINTS, number, state)
         failpoints.reach("onpolicy.saved")
 
     def _round(self, number: int) -> None:

@@ -19,7 +19,8 @@ from harvester.system.files import fsync_tree
 from trainer.config import TrainConfig, TrainSection
 from trainer.data import published_template
 from trainer.data.chat_template import Renderer
-from trainer.errors import HarvesterError, StoreFull, StudentError
+from trainer.errors import HarvesterError, StudentError
+from trainer.files import refused
 from trainer.model import weights
 from trainer.provenance import fingerprint, model_card
 from trainer.provenance.fingerprint import LearnedRows
@@ -58,7 +59,7 @@ def write_adapter(  # noqa: PLR0913 - the student, and what its documents say
         The folder. `peft.PeftModel.from_pretrained`, or transformers, loads it as it is.
 
     Raises:
-        StoreFull: the folder can't be written; the last checkpoint holds the same weights.
+        StoreFull, StoreError: the folder can't be written; the last checkpoint holds the same weights.
     """
     final = config.student_path
     aside = final.with_name(f".{final.name}.tmp")
@@ -71,10 +72,12 @@ def write_adapter(  # noqa: PLR0913 - the student, and what its documents say
         fsync_tree(final)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(aside, ignore_errors=True)
-        raise StoreFull(
-            f"the adapter can't be written: {error}",
-            place=str(final),
-            remedy="free some space; the same command writes it from the last checkpoint",
+        raise refused(
+            error,
+            "the adapter can't be written",
+            final,
+            "",
+            afterwards="the same command writes it from the last checkpoint",
         ) from None
     return final
 

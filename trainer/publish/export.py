@@ -23,7 +23,8 @@ from harvester.terms.lineage import Lineage
 from trainer.config import TrainConfig
 from trainer.data import published_template
 from trainer.data.chat_template import Renderer
-from trainer.errors import ConfigError, FindingsError, StoreFull, StudentError
+from trainer.errors import ConfigError, FindingsError, StudentError
+from trainer.files import refused
 from trainer.model import four_bit, model, self_test, weights
 from trainer.provenance import fingerprint, model_card, terms_check
 from trainer.publish import adapted_weights, gguf_files, merge, modelfile, server_checks
@@ -62,7 +63,7 @@ def export_merged(
             nothing is left behind.
         ConfigError: `folder` holds something else, there is no such dtype or GGUF type, or a package that
             writes GGUF is not installed.
-        StoreFull: the folder can't be written.
+        StoreFull, StoreError: the folder can't be written.
     """
     adapter = config.student_path
     weights.check_trained(adapter, full=config.is_full)
@@ -92,10 +93,12 @@ def export_merged(
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
     except (OSError, SafetensorError) as error:
-        raise StoreFull(
-            f"the merged student can't be written: {error}",
-            place=str(folder),
-            remedy="free space on this disk, or name a folder on another; then run the same command again",
+        raise refused(
+            error,
+            "the merged student can't be written",
+            folder,
+            "name another folder",
+            afterwards="then run the same command again",
         ) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

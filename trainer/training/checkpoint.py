@@ -21,7 +21,8 @@ from safetensors.torch import load_file, save_file
 
 from harvester.system import failpoints
 from harvester.system.files import fsync, sha256_of
-from trainer.errors import CheckpointError, StoreFull
+from trainer.errors import CheckpointError
+from trainer.files import refused
 
 MANIFEST = "MANIFEST.json"
 FORMAT = 1
@@ -109,7 +110,7 @@ def save(folder: Path, checkpoint: Checkpoint, *, keep_step: int = 0) -> Path:
         keep_step: step of a checkpoint that is kept as well, however old.
 
     Raises:
-        StoreFull: the disk is full or refuses; earlier checkpoints are untouched.
+        StoreFull, StoreError: the disk is full or refuses; earlier checkpoints are untouched.
         CheckpointError: what is read back is not what was written; earlier checkpoints are kept.
     """
     final = folder / _name_of(checkpoint.step)
@@ -140,10 +141,12 @@ def save(folder: Path, checkpoint: Checkpoint, *, keep_step: int = 0) -> Path:
         _check_read(final, checkpoint)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise StoreFull(
-            f"checkpoint of step {checkpoint.step} not written: {error}",
-            place=str(folder),
-            remedy="free some space; training resumes from the last checkpoint",
+        raise refused(
+            error,
+            f"checkpoint of step {checkpoint.step} not written",
+            folder,
+            "",
+            afterwards="training resumes from the last checkpoint",
         ) from None
     for old in _complete_checkpoints(folder)[KEEP_NEWEST:]:
         if old.name != _name_of(keep_step):

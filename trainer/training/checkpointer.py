@@ -10,12 +10,13 @@ from typing import Any
 import torch
 
 from trainer.config import TrainConfig
-from trainer.errors import CheckpointError, ResumeRefused, StoreFull
+from trainer.errors import ResumeRefused, StoreError
 from trainer.model import weights
 from trainer.model.model import thread_count
 from trainer.training import checkpoint
 from trainer.training.distributed import World
 from trainer.training.inputs import TrainingInputs
+from trainer.training.output_folders import CHECKPOINTS
 from trainer.training.student import TrainableStudent
 from trainer.training.validation import ValidationState
 
@@ -89,7 +90,7 @@ class Checkpointer:
         self._student = student
         self._optimiser = optimiser
         self._world = world
-        self.folder = config.out_path / "checkpoints"
+        self.folder = config.out_path / CHECKPOINTS
         self.notes: list[str] = []
         self.steps_saved = 0
 
@@ -136,7 +137,7 @@ class Checkpointer:
         return checkpoint.Checkpoint(step, state, adapter, moments)
 
     def save(self, progress: Progress) -> None:
-        """Write a checkpoint. If the disk is full the older one stays and training continues."""
+        """Write a checkpoint. If the disk is full or refuses, the older one stays and training continues."""
         if not self._world.is_leader:
             return
         parameters = self._student.parameters
@@ -146,8 +147,9 @@ class Checkpointer:
         try:
             checkpoint.save(self.folder, current, keep_step=progress.validation.best_step)
             self.steps_saved = progress.steps_done
-        except (StoreFull, CheckpointError) as error:
-            self.notes.append(f"warning: {error.message}; the last good checkpoint is kept")
+        except StoreError as error:
+            kept = "the last good checkpoint is kept" if self.steps_saved else "there is none before it"
+            self.notes.append(f"warning: {error.message}; {kept}")
 
     def load_adapter(self, step: int) -> bool:
         """Put the adapter of the checkpoint of `step` into the student; False if it is absent or damaged."""

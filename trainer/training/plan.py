@@ -17,6 +17,7 @@ from trainer.model.weights import base_sha256, tensor_shapes
 from trainer.training import checkpoint, flops, memory, optim
 from trainer.training.distributed import World
 from trainer.training.inputs import TrainingInputs, read_inputs
+from trainer.training.output_folders import require_folders
 from trainer.training.step import Stepper
 from trainer.training.student import load_student
 
@@ -81,6 +82,7 @@ def plan(
     Raises:
         DataError, StudentError, TermsRefused: as `trainer train` would raise them.
     """
+    require_folders(config)
     config = model.fit_to_device(config, processes)
     model.set_threads(config.train)
     inputs = read_inputs(config, None, on_progress)

@@ -19,6 +19,7 @@ from pathlib import Path
 from harvester.api.types import Outcome
 from harvester.errors import StoreCorrupt, StoreError, StoreFormatError, StoreFull
 from harvester.store import paths
+from harvester.system import disk_refusal
 from harvester.system.failpoints import reach
 from harvester.system.files import fsync
 from harvester.system.own_files import ForeignFileError, open_file, require_regular, temporary_name
@@ -441,20 +442,22 @@ def disk_error(error: OSError, place: Path) -> StoreError:
             place=str(error.filename or place),
             remedy="only the harvester's own files may lie there: move it away, or take another store",
         )
+    why = disk_refusal.reason(error)
+    if disk_refusal.is_full(error):
+        return StoreFull(why, place=str(place), remedy="free space, then run again")
     if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
-        why = str(error.strerror).lower()
-        return StoreError(f"can't be used: {why}", place=str(place), remedy="check its owner and permissions")
-    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return StoreFull("the disk is full", place=str(place), remedy="free space, then run again")
+        remedy = disk_refusal.remedy(error)
+        return StoreError(f"can't be used: {why}", place=str(place), remedy=remedy)
     if error.errno == errno.ENOTDIR:
         return StoreError(
             "a file lies where a folder of the store should",
-            place=str(error.filename or place),
+            place=disk_refusal.place(error, place),
             remedy="name the folder of a store",
         )
-    why = error.strerror or str(error)
     return StoreError(
-        f"can't read or write the disk: {why}", place=str(place), remedy="check it, then run again"
+        f"can't read or write the disk: {why}",
+        place=str(place),
+        remedy=disk_refusal.remedy(error) or "check it, then run again",
     )
 
 

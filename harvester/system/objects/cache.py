@@ -11,15 +11,13 @@ import os
 import tempfile
 from pathlib import Path
 
-from harvester.errors import StoreError
+from harvester.errors import StoreError, StoreFull
+from harvester.system import disk_refusal
 from harvester.system.failpoints import reach
 from harvester.system.files import sha256_of
 from harvester.system.objects.location import Location
 from harvester.system.objects.publication import PublishedObject
 from harvester.system.objects.transfer import download
-
-# Remedy where the cache's disk is full or refuses.
-FULL_CACHE = "free some space there, or name another folder in XDG_CACHE_HOME"
 
 
 def cache_folder() -> Path:
@@ -43,7 +41,7 @@ def fetched(location: Location, published: PublishedObject, *, verify: bool = Fa
 
     Raises:
         RemoteStoreError: it is not there, or can't be read. StoreCorrupt: it is not what was published.
-        StoreError: the cache can't be written.
+        StoreFull, StoreError: the cache can't be written.
     """
     folder = cache_folder() / "objects" / published.sha256[:2]
     path = folder / published.sha256
@@ -63,12 +61,23 @@ def fetched(location: Location, published: PublishedObject, *, verify: bool = Fa
                 Path(hidden).unlink()
             raise
     except OSError as error:
-        raise StoreError(
-            f"the cache can't be written: {error.strerror or error}",
-            place=str(path),
-            remedy=FULL_CACHE,
-        ) from None
+        raise refused(error, "the cache can't be written", path) from None
     return path
+
+
+def refused(error: OSError, what: str, path: Path) -> StoreError:
+    """Return the error of a cache that can't be written: `StoreFull` if room on the disk would help.
+
+    Args:
+        what: could not be done, as the beginning of the message. path: named where the error names none.
+    """
+    kind = StoreFull if disk_refusal.is_full(error) else StoreError
+    ways = (disk_refusal.remedy(error), "name another folder in XDG_CACHE_HOME")
+    return kind(
+        f"{what}: {disk_refusal.reason(error)}",
+        place=disk_refusal.place(error, path),
+        remedy=" or ".join(way for way in ways if way),
+    )
 
 
 def forget(published: PublishedObject) -> None:

@@ -386,13 +386,13 @@ def test_a_full_disk_and_a_folder_that_is_no_folder_are_named(tmp_path, monkeypa
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_bytes", full)
-        with pytest.raises(StoreFull, match=r"No space left .*\[data\] cache") as caught:
+        with pytest.raises(StoreFull, match=r"the disk is full .*\[data\] cache") as caught:
             inputs_of(config)
     assert caught.value.exit_code == 5
     assert not list(config.cache.rglob(part.FACTS))
     (tmp_path / "file").write_text("")
     elsewhere = config.model_copy(update={"data": config.data.model_copy(update={"cache": "file/tokens"})})
-    with pytest.raises(StoreError, match=r"Not a directory .*\[data\] cache"):
+    with pytest.raises(StoreError, match=r"a file lies where a folder should .*\[data\] cache"):
         inputs_of(elsewhere)
     assert len(inputs_of(config).dataset.examples) == 20
 

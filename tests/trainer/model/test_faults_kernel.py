@@ -9,7 +9,12 @@ from pathlib import Path
 import pytest
 
 from tests.trainer import tiny
+from tests.trainer.command_line import run_trainer  # noqa: F401
+from trainer import config as settings
+from trainer.errors import StoreError, StoreFull
 from trainer.training import checkpoint
+from trainer.training.reporter import Callbacks
+from trainer.training.train import train
 
 MIB = 1 << 20
 
@@ -55,7 +60,9 @@ def test_08_a_disk_that_is_full_costs_checkpoints_then_the_adapter_never_what_li
     log = tmp_path / "out" / "train.jsonl"
     ended = fork_server("command", words=("train", toml), limits={"RLIMIT_FSIZE": 20_000})
     assert (ended["code"], ended["signal"]) == (5, 0), ended["err"]
-    assert "adapter can't be written" in ended["err"]
+    assert "error[store]" in ended["err"]  # a limit of files is no full disk
+    assert "adapter can't be written: a file may not be so large here" in ended["err"]
+    assert "ulimit -f" in ended["err"]
     assert "Traceback" not in ended["err"]
     assert not (tmp_path / "out" / "adapter").exists()
     assert not list((tmp_path / "out").glob("**/.*tmp*"))
@@ -85,3 +92,73 @@ def test_08_an_output_folder_that_can_not_be_made_is_reported(tmp_path, fork_ser
     odd.mkdir() if place.endswith("LOCK") else odd.write_text("a file")
     ended = fork_server("command", words=("train", toml))
     assert (ended["code"], words in ended["err"]) == (code, True), ended["err"]
+
+
+@pytest.mark.parametrize("name", ["adapter", "checkpoints"])
+@pytest.mark.parametrize("verb", ["plan", "train"])
+def test_08_a_file_in_the_place_of_an_output_folder_is_refused_before_the_first_step(
+    tmp_path,
+    run_trainer,  # noqa: F811
+    name,
+    verb,
+):
+    toml = toml_of(tmp_path)
+    odd = tmp_path / "out" / name
+    odd.parent.mkdir()
+    odd.write_text("mine")
+    code, _, err = run_trainer(verb, toml)
+    assert code == 2
+    assert "a file lies where the training writes a folder" in err
+    assert str(odd) in err
+    assert "set another [out] path" in err
+    assert odd.read_text() == "mine"
+    assert not (tmp_path / "out" / "train.jsonl").exists()
+
+
+def test_08_checkpoints_may_lie_behind_a_link_and_the_student_may_not(tmp_path, run_trainer):  # noqa: F811
+    toml = toml_of(tmp_path, epochs=1)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "adapter").symlink_to(tmp_path / "elsewhere")
+    code, _, err = run_trainer("train", toml)
+    assert (code, "a symbolic link lies where" in err) == (2, True), err
+    (tmp_path / "out" / "adapter").rename(tmp_path / "out" / "checkpoints")
+    code, _, err = run_trainer("train", toml)
+    assert code == 0, err
+    assert list((tmp_path / "elsewhere").glob("step-*"))
+
+
+def test_08_an_adapter_folder_that_appears_as_a_file_during_the_steps_is_named_as_one(tmp_path, monkeypatch):
+    config = settings.load(toml_of(tmp_path, epochs=1))
+
+    def put_a_file(*_told) -> None:
+        (tmp_path / "out" / "adapter").write_text("mine")
+
+    with pytest.raises(StoreError, match="a file lies where a folder should") as raised:
+        train(config, Callbacks(on_start=put_a_file))
+    assert not isinstance(raised.value, StoreFull)
+    assert raised.value.place == str(tmp_path / "out" / "adapter")
+    assert (tmp_path / "out" / "adapter").read_text() == "mine"
+
+
+def test_08_a_page_that_a_folder_stands_in_the_way_of_is_named_so(tmp_path, run_trainer):  # noqa: F811
+    toml = toml_of(tmp_path, epochs=1)
+    (tmp_path / "out" / "doctor.html").mkdir(parents=True)
+    code, _, err = run_trainer("doctor", toml)
+    assert code == 5, err
+    assert "doctor.html" in err
+    assert "a folder lies where a file should" in err
+    assert "full" not in err
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("x" * 300, "name is too long"), ("file/merged", "a file lies where a folder should")],
+)
+def test_08_an_export_that_can_not_be_written_says_why(learned, tmp_path, run_trainer, name, words):  # noqa: F811
+    config, _ = learned
+    (tmp_path / "file").write_text("")
+    code, _, err = run_trainer("export", config.root / "train.toml", tmp_path / name)
+    assert code in {2, 5}, err
+    assert words in err
+    assert "full" not in err

@@ -198,7 +198,7 @@ def test_08_a_write_that_fails_half_way_leaves_no_litter(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(StoreFull, match="No space left") as caught:
+    with pytest.raises(StoreFull, match="the disk is full") as caught:
         checkpoint.save(tmp_path, checkpoint.Checkpoint(2, {}, keep.adapter, keep.moments))
     assert caught.value.exit_code == 5
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]

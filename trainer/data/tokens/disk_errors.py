@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 from collections.abc import Iterator
 from pathlib import Path
 
-from trainer.errors import StoreError, StoreFull
+from trainer.files import refused
 
 
 @contextlib.contextmanager
@@ -23,14 +22,10 @@ def disk_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        full = error.errno in {errno.ENOSPC, errno.EDQUOT}
-        kind = StoreFull if full else StoreError
-        raise kind(
-            f"the token store can't be written: {error.strerror or error}",
-            place=str(error.filename or folder),
-            remedy=(
-                "free some space, or set [data] cache to a folder on another disk; what is done stays"
-                if full
-                else "set [data] cache to a folder that can be written"
-            ),
+        raise refused(
+            error,
+            "the token store can't be written",
+            folder,
+            "set [data] cache to a folder on another disk",
+            afterwards="what is done stays",
         ) from None

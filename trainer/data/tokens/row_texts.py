@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from trainer.errors import StoreError, StoreFull
+from trainer.errors import StoreError
+from trainer.files import refused
 
 # Bytes that are written at a time.
 _BUFFER = 1 << 20
@@ -82,12 +83,8 @@ class RowTexts:
         return data
 
     def _refused(self, error: OSError) -> StoreError:
-        kind = StoreFull if error.errno in {errno.ENOSPC, errno.EDQUOT} else StoreError
-        return kind(
-            f"texts of rows can't be kept while they are sorted: {error.strerror or error}",
-            place=str(self._folder),
-            remedy="free some space there, or choose another output folder",
-        )
+        what = "texts of rows can't be kept while they are sorted"
+        return refused(error, what, self._folder, "choose another output folder")
 
 
 class KeptTexts(Sequence[str]):
