@@ -6,7 +6,6 @@ computed for the prompts that `[verify]` can judge; without that table, for thos
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections import Counter
@@ -28,6 +27,7 @@ from trainer.data.spread import spread
 from trainer.data.tokens import builder
 from trainer.data.tokens.row_texts import KeptTexts
 from trainer.evaluation import (
+    answers_file,
     evaluated_rows,
     explorer,
     forgetting,
@@ -411,9 +411,10 @@ def _likelihoods(test: HeldOutTest, answers: Mapping[str, Answers], resamples: i
 
 def _write_results(test: HeldOutTest, card: dict[str, Any], answers: Mapping[str, Answers]) -> None:
     out = test.config.out_path
-    with (out / "answers.jsonl").open("w", encoding="utf-8") as lines:
-        for i, held in enumerate(test.held_out):
-            row = {
+    answers_file.write(
+        out,
+        (
+            {
                 "prompt_id": held.prompt_id,
                 "task": held.task,
                 "tags": held.tags,
@@ -426,5 +427,7 @@ def _write_results(test: HeldOutTest, card: dict[str, Any], answers: Mapping[str
                 "base_cut": answers["base"].cut[i],
                 "student_cut": answers["student"].cut[i],
             }
-            lines.write(f"{json.dumps(row, ensure_ascii=False)}\n")
+            for i, held in enumerate(test.held_out)
+        ),
+    )
     write_json(out / "scorecard.json", card)

@@ -6,7 +6,6 @@ template in the file, its tokenizer and its end of turn are tested together with
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,8 @@ from trainer.data.chat_template import Renderer
 from trainer.data.dataset import HeldOut
 from trainer.data.spread import spread
 from trainer.errors import DataError, StudentError
-from trainer.evaluation import evaluated_rows
+from trainer.evaluation import evaluated_rows, on_demand
+from trainer.evaluation.answers_file import WrittenAnswers
 from trainer.evaluation.evaluate import judged_text
 from trainer.evaluation.judging import judge_answers, verifiers_of
 from trainer.evaluation.llama_server import LlamaServer, ServedAnswer, require_server, serving
@@ -93,7 +93,7 @@ def run(
     files = check_choice(choice)
     renderer = Renderer(model.load_tokenizer(config.base, config.template))
     prompts, limit = _answered(config, choice.limit, renderer)
-    longest = max(len(ids) for ids in renderer.prompts([p.held.conversation for p in prompts]))
+    longest = max(len(renderer.prompts([prompt.held.conversation])[0]) for prompt in prompts)
     threads = model.thread_count(config.train)
     results: dict[str, Any] = {"prompts": len(prompts), "threads": threads, "files": []}
     for file in files:
@@ -107,23 +107,24 @@ def run(
     return results
 
 
-def _answered(config: TrainConfig, limit: int | None, renderer: Renderer) -> tuple[list[AnsweredPrompt], int]:
+def _answered(
+    config: TrainConfig, limit: int | None, renderer: Renderer
+) -> tuple[Sequence[AnsweredPrompt], int]:
     """Return held-out prompts with the answers of the last evaluation, and its limit of new tokens."""
     card = read_json(config.out_path / "scorecard.json")
-    try:
-        lines = (config.out_path / "answers.jsonl").read_text(encoding="utf-8").splitlines()
-        rows = [json.loads(line) for line in lines]
-    except (OSError, ValueError):
-        rows = []
+    rows = WrittenAnswers(config.out_path)
     held_out = evaluated_rows.read_held_out(config, renderer)
-    if not card or [row["prompt_id"] for row in rows] != [held.prompt_id for held in held_out]:
+    is_same = len(rows) == len(held_out) and all(
+        row["prompt_id"] == held.prompt_id for row, held in zip(rows, held_out, strict=True)
+    )
+    if not card or not is_same:
         raise DataError(
             "there are no answers to these held-out prompts",
-            place=str(config.out_path / "answers.jsonl"),
+            place=str(rows.path),
             remedy="run `trainer evaluate` first",
         )
     numbers = spread(range(len(rows)), limit or len(rows))
-    prompts = [AnsweredPrompt(held_out[n], rows[n]["student"]) for n in numbers]
+    prompts = on_demand.mapped(numbers, lambda n: AnsweredPrompt(held_out[n], rows[n]["student"]))
     return prompts, int(card["cut"]["max_new_tokens"])
 
 
@@ -163,10 +164,12 @@ def score(
 def _accuracies(
     prompts: Sequence[AnsweredPrompt], texts: Sequence[str], config: TrainConfig
 ) -> dict[str, Any]:
-    held_out = [prompt.held for prompt in prompts]
+    held_out = on_demand.mapped(prompts, lambda prompt: prompt.held)
     verifiers = verifiers_of(config, held_out)
     # In the place of the base stands the student in transformers.
-    judged, _ = judge_answers(held_out, [prompt.student for prompt in prompts], texts, verifiers)
+    judged, _ = judge_answers(
+        held_out, on_demand.mapped(prompts, lambda prompt: prompt.student), texts, verifiers
+    )
     macro = scorecard(judged, resamples=1)["macro"]
     if not macro:
         return {"accuracy": None, "accuracy_change": None}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +23,8 @@ from trainer.config import TrainConfig
 from trainer.data.spread import spread
 from trainer.errors import ConfigError, DataError, HarvestFailed
 from trainer.evaluation import intervals, text_scores
-from trainer.files import read_json, write_json, write_text
+from trainer.evaluation.answers_file import WrittenAnswers
+from trainer.files import read_json, write_json, write_lines, write_text
 from trainer.harvester_process import DONE, ending_of, run_harvester, toml_text
 
 KEY = "preferences"
@@ -78,13 +80,13 @@ def judge(config: TrainConfig) -> dict[str, Any]:
     table, path = judge_table(config)
     scorecard = config.out_path / "scorecard.json"
     card = read_json(scorecard)
-    rows = _answers(config)
+    rows = WrittenAnswers(config.out_path)
     if not isinstance(card, dict) or not rows:
         raise DataError("there is no scorecard", place=str(scorecard), remedy="run `trainer evaluate` first")
     chosen = _chosen(rows, str(card.get("split", "")), config.evaluate.judge_prompts)
     folder = config.out_path / FOLDER
     pairs_file, verdicts_file = folder / "pairs.jsonl", folder / "verdicts.jsonl"
-    write_text(pairs_file, "".join(f"{json.dumps(line)}\n" for line in _lines(rows, chosen)))
+    write_lines(pairs_file, map(json.dumps, _lines(rows, chosen)))
     verdicts_file.unlink(missing_ok=True)
     own = path.with_name(f"{path.stem}.evaluate.toml")
     section = {**table.get("judge", {}), "pairs": os.path.relpath(pairs_file, path.parent)}
@@ -158,46 +160,39 @@ def judge_table(config: TrainConfig) -> tuple[dict[str, Any], Path]:
     return table | ({"prompts": kept} if kept else {}), path
 
 
-def _answers(config: TrainConfig) -> list[dict[str, Any]]:
-    """Return the lines of answers.jsonl; none without the file."""
-    path = config.out_path / "answers.jsonl"
-    if not path.is_file():
-        return []
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
-    if rows and "messages" not in rows[0]:
-        raise DataError(
-            "was written by an earlier version, without the prompts",
-            place=str(path),
-            remedy="run `trainer evaluate` again, without --judge-only",
-        )
-    return rows
-
-
 def _chosen(rows: Sequence[Mapping[str, Any]], split: str, most: int) -> list[int]:
     """Return the numbers of the prompts to judge: those of the split that the teacher answered."""
-    numbers = [n for n, row in enumerate(rows) if row["split"] == split] or list(range(len(rows)))
-    answered = [n for n in numbers if (rows[n]["teacher"] or "").strip()]
-    return spread(answered, most or len(answered))
+    answered, of_split, has_split = array("q"), array("q"), False
+    for number, row in enumerate(rows):
+        is_of_split = row["split"] == split
+        has_split = has_split or is_of_split
+        if (row["teacher"] or "").strip():
+            answered.append(number)
+            if is_of_split:
+                of_split.append(number)
+    numbers = of_split if has_split else answered
+    return spread(numbers, most or len(numbers))
 
 
-def _pairs(rows: Sequence[Mapping[str, Any]], chosen: Sequence[int]) -> Iterator[JudgedPair]:
-    """Yield the pairs; those that need no judge have their winner. A blank answer loses."""
+def _pairs(
+    rows: Sequence[Mapping[str, Any]], chosen: Sequence[int]
+) -> Iterator[tuple[JudgedPair, Mapping[str, Any]]]:
+    """Yield each pair with its line; those that need no judge have their winner. A blank answer loses."""
     for n in chosen:
         row = rows[n]
         for model in MODELS:
             pair = JudgedPair(model, n, row["task"], tuple(row["tags"]))
             if row[model].strip() == row["teacher"].strip():
-                yield replace(pair, winner="tie", reason="equal")
+                yield replace(pair, winner="tie", reason="equal"), row
             elif not row[model].strip():
-                yield replace(pair, winner="loss", reason="blank")
+                yield replace(pair, winner="loss", reason="blank"), row
             else:
-                yield pair
+                yield pair, row
 
 
 def _lines(rows: Sequence[Mapping[str, Any]], chosen: Sequence[int]) -> Iterator[dict[str, Any]]:
     """Yield the lines for `harvester judge`: the pairs that need a judge."""
-    for pair in _pairs(rows, chosen):
-        row = rows[pair.prompt]
+    for pair, row in _pairs(rows, chosen):
         if not pair.reason:
             yield {
                 "id": _id(pair),
@@ -213,18 +208,22 @@ def _id(pair: JudgedPair) -> str:
     return f"{pair.model} {pair.prompt}"
 
 
-def _with_verdicts(pairs: Iterator[JudgedPair], file: Path) -> list[JudgedPair]:
+def _with_verdicts(
+    pairs: Iterator[tuple[JudgedPair, Mapping[str, Any]]], verdicts_file: Path
+) -> list[JudgedPair]:
     """Return the pairs with what the judge said of them."""
     verdicts = {}
-    for line in file.read_text(encoding="utf-8").split("\n"):
-        if line.strip():
-            verdict = json.loads(line)
-            verdicts[verdict["id"]] = verdict
+    with verdicts_file.open(encoding="utf-8") as lines:
+        for line in lines:
+            if line.strip():
+                verdict = json.loads(line)
+                orders = tuple(sorted(verdict["orders"].items()))
+                verdicts[verdict["id"]] = (verdict["winner"], verdict["key"], orders)
     judged = []
-    for pair in pairs:
+    for pair, _ in pairs:
         if (verdict := verdicts.get(_id(pair))) is not None:
-            orders = tuple(sorted(verdict["orders"].items()))
-            pair = replace(pair, winner=verdict["winner"], key=verdict["key"], orders=orders)
+            winner, key, orders = verdict
+            pair = replace(pair, winner=winner, key=key, orders=orders)
         judged.append(pair)
     return judged
 
