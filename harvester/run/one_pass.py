@@ -44,6 +44,7 @@ from harvester.system.clock import Clock, SystemClock
 from harvester.teacher.choice_limit import ChoiceLimit
 from harvester.teacher.endpoints import Endpoints
 from harvester.teacher.limiter.limiter_state import LimiterState
+from harvester.teacher.overshoot import Overshoot
 from harvester.teacher.policies import build_policies
 from harvester.teacher.preflight import Preflight
 from harvester.teacher.sharing.shared_limits import Participant, SharedLimits
@@ -152,6 +153,7 @@ class PassParts:
     in_flight: InFlight
     teacher: Teacher
     limiter_state: LimiterState
+    overshoot: Overshoot
     preflight: Preflight
     worker: Worker
     workers: WorkerPool
@@ -178,6 +180,8 @@ async def open_parts(setup: PassSetup, client: Client) -> PassParts:
     policies = build_policies(config, setup.limits, clock, spent, setup.idle_since)
     limiter_state = LimiterState(writer, policies.limiters, config.teacher, clock)
     await limiter_state.restore()
+    overshoot = Overshoot(writer, policies.budget, config)
+    await overshoot.restore()
     endpoints = Endpoints(client, policies)
     ending.when_draining(endpoints.drain)
     teacher = Teacher(endpoints, writer, tally, setup.run_id, setup.sent)
@@ -218,6 +222,7 @@ async def open_parts(setup: PassSetup, client: Client) -> PassParts:
         in_flight,
         teacher,
         limiter_state,
+        overshoot,
         Preflight(client, endpoints, config.teacher.model),
         worker,
         workers,
@@ -396,6 +401,7 @@ class _Pass:
             await parts.acceptance.finish()
         if parts.writer.fault is None:
             await parts.limiter_state.save(final=True)
+            await parts.overshoot.save()
         if canary is not None:
             await canary.finish(self._setup.limits.grace_s)
         if parts.replicas is not None:
@@ -492,6 +498,7 @@ class _Pass:
             try:
                 await self._require_free_space()
                 await self._parts.limiter_state.save()
+                await self._parts.overshoot.save()
             except HarvesterError as error:  # drains: what is in flight is still kept
                 self._parts.ending.fail(error)
 

@@ -3,6 +3,9 @@
 Money is in millionths of a dollar, as integers. A ceiling holds for a span: one run, the whole life of the
 store, a day or a month (both UTC). In each span spent plus reserved never exceeds a ceiling, so what is
 billed doesn't either, as long as no answer costs more than its reservation.
+
+Some do: hidden reasoning is billed on top of `max_tokens`. How far an answer went beyond its reservation is
+learned, and added to the reservation of every other, also of those in flight.
 """
 
 from __future__ import annotations
@@ -108,7 +111,7 @@ class Budget:
 
     Attributes:
         ceilings: by span.
-        reserved: (tokens, micro-dollars) of the requests in flight.
+        overshoot: the most that one answer was billed beyond its own reservation.
         may_grow: whether ceilings are parts of larger ones that may grow: what exceeds one waits then.
         short: what the smallest request wanted that had to wait since `take_short`; None where none had to.
     """
@@ -116,9 +119,29 @@ class Budget:
     def __init__(self, *ceilings: Ceiling) -> None:
         self.ceilings = {span: Ceiling(span) for span in BudgetSpan}
         self.ceilings |= {ceiling.span: ceiling for ceiling in ceilings}
-        self.reserved = NOTHING
+        self.overshoot = NOTHING
+        self._held, self._answers = NOTHING, 0
         self.may_grow = False
         self.short: Amounts | None = None
+
+    @property
+    def reserved(self) -> Amounts:
+        """(tokens, micro-dollars) of the requests in flight."""
+        return self.most(self._held, self._answers)
+
+    def most(self, amounts: Amounts, answers: int = 1) -> Amounts:
+        """Return what so many answers may be billed that reserve these amounts, with what was learned."""
+        return _sum(amounts, (self.overshoot[0] * answers, self.overshoot[1] * answers))
+
+    def learn(self, reserved: Amounts, billed: Amounts, answers: int = 1) -> None:
+        """Note what answers were billed by the teacher's own count that had reserved these amounts.
+
+        Args:
+            reserved: without what was learned before.
+        """
+        beyond = (-(-(bill - held) // answers) for bill, held in zip(billed, reserved, strict=True))
+        tokens, microusd = (max(a, b) for a, b in zip(beyond, self.overshoot, strict=True))
+        self.overshoot = tokens, microusd
 
     def take_short(self) -> Amounts | None:
         """Return `short`, and forget it."""
@@ -130,15 +153,15 @@ class Budget:
         for ceiling in self.ceilings.values():
             ceiling.start_new_span(wall)
 
-    def reserve(self, tokens: int, microusd: int) -> Reservation:
-        """Reserve both amounts in every span, or in none."""
-        wanted = (tokens, microusd)
+    def reserve(self, tokens: int, microusd: int, answers: int = 1) -> Reservation:
+        """Reserve both amounts, and what was learned of so many answers, in every span or in none."""
+        wanted = self.most((tokens, microusd), answers)
         if not self.may_grow and self.exhausted(wanted) is not None:
             return Reservation.NEVER
         if any(ceiling.lacks(wanted, self.reserved) for ceiling in self.ceilings.values()):
             self.short = wanted if self.short is None else min(self.short, wanted)
             return Reservation.LATER
-        self.reserved = _sum(self.reserved, wanted)
+        self._held, self._answers = _sum(self._held, (tokens, microusd)), self._answers + answers
         return Reservation.GRANTED
 
     def exhausted(self, wanted: Amounts) -> Ceiling | None:
@@ -153,15 +176,20 @@ class Budget:
             if ceiling.limits != (None, None)
         }
 
-    def settle(self, reserved: Amounts, billed: Amounts) -> None:
+    def settle(self, reserved: Amounts, billed: Amounts, answers: int = 1) -> None:
         """Replace a reservation by what was billed."""
-        self.refund(reserved)
+        self.refund(reserved, answers)
         for ceiling in self.ceilings.values():
             ceiling.charge(billed)
 
-    def commit(self, reserved: Amounts) -> None:
-        """Count a reservation as spent: that of a batch lasts for hours, and must not be spent twice."""
-        self.settle(reserved, reserved)
+    def commit(self, reserved: Amounts) -> Amounts:
+        """Count a reservation as spent: that of a batch lasts for hours, and must not be spent twice.
+
+        Returns what was counted.
+        """
+        counted = self.most(reserved)
+        self.settle(reserved, counted)
+        return counted
 
     def correct(
         self, committed: Amounts, billed: Amounts, *, sent_at: float, wall: float, in_run: bool
@@ -178,17 +206,19 @@ class Budget:
             if is_counted:
                 ceiling.charge(change)
 
-    def refund(self, reserved: Amounts) -> None:
+    def refund(self, reserved: Amounts, answers: int = 1) -> None:
         """Give a reservation back: nothing was billed."""
-        self.reserved = (self.reserved[0] - reserved[0], self.reserved[1] - reserved[1])
+        self._held = self._held[0] - reserved[0], self._held[1] - reserved[1]
+        self._answers -= answers
 
 
-def why_exhausted(ceiling: Ceiling, wanted: Amounts) -> tuple[str, str]:
+def why_exhausted(ceiling: Ceiling, wanted: Amounts, overshoot: Amounts = NOTHING) -> tuple[str, str]:
     """Return why no request is sent any more, with the amounts, and what the operator can do about it.
 
     Args:
         ceiling: the one that is reached.
         wanted: what the next request would reserve, which is the most that its answer can cost.
+        overshoot: the part of it that was learned from answers billed beyond their reservation.
     """
     name, table = SPAN_NAMES[ceiling.span]
     in_tokens = ceiling.tokens is not None and ceiling.spent[0] + wanted[0] > ceiling.tokens
@@ -203,6 +233,9 @@ def why_exhausted(ceiling: Ceiling, wanted: Amounts) -> tuple[str, str]:
         f"the budget of {name} is used up: {spent} of {limit} spent; the next request would reserve {most}, "
         f"the most that its answer can take, and {left} is left"
     )
+    if any(overshoot):
+        beyond = f"{overshoot[0]:,} tokens" if in_tokens else usd_text(overshoot[1])
+        reason += f" ({beyond} of it since an answer was billed so much beyond its max_tokens)"
     remedy = f"raise {table}; a lower [sampling] max_tokens reserves less"
     if math.isfinite(ceiling.ends_at):
         remedy += f"; the next one begins {datetime.fromtimestamp(ceiling.ends_at, UTC):%Y-%m-%d %H:%M} UTC"

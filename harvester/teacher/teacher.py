@@ -39,7 +39,7 @@ from harvester.errors import (
 from harvester.observe.counters import Counters
 from harvester.store.journal.records import Failure, Intent, Refund
 from harvester.store.journal.writer import AsyncWriter
-from harvester.teacher.budget import Amounts, Reservation, why_exhausted
+from harvester.teacher.budget import NOTHING, Amounts, Reservation, why_exhausted
 from harvester.teacher.endpoints import Endpoints
 from harvester.teacher.limiter.limits import Charge
 from harvester.teacher.limiter.sends import Entry
@@ -57,6 +57,7 @@ class Attempt:
         avoid: base URL where the previous try failed, or "".
         only: base URL that it is to be sent to, whatever is thought of it; "" for any.
         depart: waits until it may be sent; None before an endpoint is chosen.
+        most: tokens and micro-dollars that it may be billed, as the budget reserved them.
     """
 
     request: Request
@@ -66,6 +67,7 @@ class Attempt:
     avoid: str = ""
     only: str = ""
     depart: Callable[[], Awaitable[None]] | None = None
+    most: Amounts = NOTHING
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,13 +256,15 @@ class Teacher:
 
         async def ask(attempt: Attempt) -> AttemptResult:
             reserved = (attempt.request.budget_tokens, attempt.request.budget_microusd)
-            await self._reserve(reserved)
-            billed = reserved  # on the safe side, also when the attempt is cancelled
+            answers = len(attempt.request.each)
+            await self._reserve(reserved, answers)
+            billed = most = budget.most(reserved, answers)  # on the safe side, also when it is cancelled
             try:
-                answered = await inner(attempt)
+                answered = await inner(replace(attempt, most=most))
                 usage = answered.completion.usage
                 if usage.source != USAGE_ESTIMATED:  # an estimate may be less than what is billed
                     billed = (usage.input_tokens + usage.output_tokens, answered.cost_microusd)
+                    budget.learn(reserved, billed, answers)
                 return replace(answered, charged=billed)
             except Withdrawn:
                 billed = (0, 0)
@@ -270,22 +274,22 @@ class Teacher:
                     billed = (0, 0)
                 raise
             finally:
-                budget.settle(reserved, billed)
+                budget.settle(reserved, billed, answers)
                 budget_changed.set()
 
         return ask
 
-    async def _reserve(self, amounts: tuple[int, int]) -> None:
-        """Reserve (tokens, micro-dollars), waiting for requests in flight if they may free some.
+    async def _reserve(self, amounts: Amounts, answers: int) -> None:
+        """Reserve what so many answers may take, waiting for requests in flight if they may free some.
 
         Raises:
             StoppedAtLimit: the budget is used up. NotSent: the pass drains.
         """
         changed = self.endpoints.budget_changed
         try:
-            while (answer := self._try_to_reserve(amounts)) is not Reservation.GRANTED:
+            while (answer := self._try_to_reserve(amounts, answers)) is not Reservation.GRANTED:
                 if answer is Reservation.NEVER:
-                    raise self._used_up(amounts)
+                    raise self._used_up(amounts, answers)
                 changed.clear()
                 await changed.wait()
                 if self.endpoints.draining.is_set():
@@ -294,16 +298,18 @@ class Teacher:
             changed.set()  # wake the others: this request no longer waits
             raise
 
-    def _try_to_reserve(self, amounts: Amounts) -> Reservation:
+    def _try_to_reserve(self, amounts: Amounts, answers: int) -> Reservation:
         budget = self._policies.budget
         budget.start_new_spans(self._policies.clock.wall())
-        return budget.reserve(*amounts)
+        return budget.reserve(*amounts, answers)
 
-    def _used_up(self, amounts: Amounts) -> StoppedAtLimit:
-        ceiling = self._policies.budget.exhausted(amounts)
-        reason, remedy = (
-            why_exhausted(ceiling, amounts) if ceiling is not None else ("the budget is used up", "")
-        )
+    def _used_up(self, amounts: Amounts, answers: int) -> StoppedAtLimit:
+        budget = self._policies.budget
+        wanted, overshoot = budget.most(amounts, answers), budget.most(NOTHING, answers)
+        ceiling = budget.exhausted(wanted)
+        reason, remedy = "the budget is used up", ""
+        if ceiling is not None:
+            reason, remedy = why_exhausted(ceiling, wanted, overshoot)
         return StoppedAtLimit(reason, remedy=remedy)
 
     async def _recorded(self, attempt: Attempt) -> AttemptResult:
@@ -318,8 +324,7 @@ class Teacher:
                 self._run_id,
                 attempt.endpoint,
                 clock.wall(),
-                request.budget_tokens,
-                request.budget_microusd,
+                *attempt.most,
                 further_keys=tuple(row.key for row in request.each[1:]),
             )
         )

@@ -62,6 +62,29 @@ def harvest_priced(root: Path, body: dict[str, Any], *, rows: int, usd: float) -
         )
 
 
+def test_reasoning_beyond_max_tokens_exceeds_a_ceiling_only_until_it_was_seen(tmp_path: Path) -> None:
+    body = json.loads(good_body("four")) | {"usage": {"prompt_tokens": 5, "completion_tokens": 5000}}
+    prompts = [f"row {number}" for number in range(6)]
+    teacher = {
+        "price": {"input": 1.0, "output": 1.0, "as_of": "2026-11-01"},
+        "limits": {"max_concurrency": 1},
+    }
+    with hostile_teacher({prompt: http(json.dumps(body).encode()) for prompt in prompts}) as server:
+
+        def asked(root: Path, usd: float) -> int:
+            server.asked.clear()
+            root.mkdir(exist_ok=True)
+            ended = harvest(root, server.base_url, prompts, teacher=teacher, budget={"usd": usd})
+            assert ended.exit_code == 10, ended.output
+            return len(server.asked)
+
+        # An answer costs 5,005 micro-dollars, and 200 of them were reserved before the first one came.
+        assert asked(tmp_path / "a", 0.012) == 2
+        assert asked(tmp_path / "b", 0.004) == 1
+        assert asked(tmp_path / "b", 0.004) == 0  # the next run knows it
+        assert asked(tmp_path / "b", 0.0052) == 1
+
+
 @pytest.mark.parametrize(
     "usage",
     [

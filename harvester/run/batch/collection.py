@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from harvester.api import parse_in_child
 from harvester.api.batches import ProviderBatch, ResultLine, read_line
 from harvester.api.replies.completion import flag_unasked_tool_call
-from harvester.api.request_builder import cost_microusd
+from harvester.api.request_builder import cost_microusd, with_estimates
 from harvester.api.types import USAGE_CORRECTED, USAGE_ESTIMATED, RawAnswer
 from harvester.errors import (
     BrokenAnswer,
@@ -234,6 +234,8 @@ class Collector:
         charged = row.reserved
         if usage.source != USAGE_ESTIMATED:
             charged = usage.input_tokens + usage.output_tokens, cost
+            estimated = with_estimates(request, context.price)
+            context.budget.learn((estimated.budget_tokens, estimated.budget_microusd), charged)
         latency_s = max(0.0, now - course.batch.at)
         raw = RawAnswer(200, {}, body, course.batch.endpoint, latency_s, now)
         return AttemptResult(raw, parsed, row.attempt_id, row.attempts, cost, charged)

@@ -144,8 +144,8 @@ class BatchTransport:
             return
         if len(self._rows) >= self._most_rows or self._bytes + size > context.api.max_bytes:
             await self.flush()
-        amounts = request.budget_tokens, request.budget_microusd
-        if not await self._reserve(amounts):
+        amounts = await self._reserve((request.budget_tokens, request.budget_microusd))
+        if amounts is None:
             context.in_flight.release(request)
             return
         if attempts == 1 and is_new:
@@ -164,24 +164,28 @@ class BatchTransport:
         )
         self._context.in_flight.dead_letter(request, RequestFailed(error, 0))
 
-    async def _reserve(self, amounts: Amounts) -> bool:
-        """Reserve the most that a row may cost; wait for batches that may give some back. False: no."""
+    async def _reserve(self, amounts: Amounts) -> Amounts | None:
+        """Reserve the most that a row may cost; wait for batches that may give some back.
+
+        Returns what was reserved; None where nothing was.
+        """
         context, budget = self._context, self._context.budget
         while not context.ending.draining.is_set():
             self._changed.clear()
             budget.start_new_spans(context.clock.wall())
             answer = budget.reserve(*amounts)
             if answer is Reservation.GRANTED:
-                budget.commit(amounts)
-                return True
+                return budget.commit(amounts)
             await self.flush()
             if answer is Reservation.NEVER and not self._open and not self._unconfirmed:
-                ceiling = budget.exhausted(amounts)
-                reason, remedy = why_exhausted(ceiling, amounts) if ceiling is not None else ("", "")
+                wanted = budget.most(amounts)
+                ceiling, reason, remedy = budget.exhausted(wanted), "", ""
+                if ceiling is not None:
+                    reason, remedy = why_exhausted(ceiling, wanted, budget.overshoot)
                 context.ending.stop_for(StoppedAtLimit(reason, remedy=remedy))
-                return False
+                return None
             await self._changed.wait()
-        return False
+        return None
 
     async def flush(self) -> None:
         """Send what was filled so far as a batch."""

@@ -52,6 +52,43 @@ def test_a_reservation_is_granted_later_or_never() -> None:
     assert budget.reserve(60, 0) is Reservation.NEVER
 
 
+@given(
+    st.lists(st.tuples(st.integers(1, 3), st.integers(0, 40)), min_size=1, max_size=30), st.integers(50, 900)
+)
+def test_an_overshoot_is_reserved_by_every_other_answer(bills: list[tuple[int, int]], tokens: int) -> None:
+    """One answer at a time: a ceiling is exceeded by no more than the first time that it goes further."""
+    budget, most = Budget(of_run(tokens)), 0
+    run = budget.ceilings[BudgetSpan.RUN]
+    for answers, beyond in bills:
+        base = (10 * answers, 0)
+        if budget.reserve(*base, answers) is not Reservation.GRANTED:
+            assert run.spent[0] + (10 + most) * answers > tokens
+            continue
+        billed = ((10 + beyond) * answers, 0)
+        budget.learn(base, billed, answers)
+        budget.settle(base, billed, answers)
+        assert budget.reserved == (0, 0)
+        assert run.spent[0] <= tokens + max(0, beyond - most) * answers
+        most = max(most, beyond)
+        assert budget.overshoot == (most, 0)
+
+
+def test_what_is_in_flight_reserves_an_overshoot_too() -> None:
+    budget = Budget(of_run(tokens=1000))
+    for _ in range(3):
+        assert budget.reserve(100, 0) is Reservation.GRANTED
+    budget.learn((100, 0), (400, 0))
+    budget.settle((100, 0), (400, 0))
+    assert budget.reserved == (800, 0)
+    assert budget.reserve(100, 0) is Reservation.LATER
+    budget.refund((100, 0))
+    assert budget.reserve(100, 0) is Reservation.LATER
+    budget.refund((100, 0))
+    assert budget.reserve(100, 0) is Reservation.GRANTED
+    reason, _ = why_exhausted(budget.ceilings[BudgetSpan.RUN], budget.most((500, 0)), budget.overshoot)
+    assert "300 tokens of it since an answer was billed so much beyond its max_tokens" in reason
+
+
 def test_without_a_ceiling_everything_is_granted() -> None:
     assert Budget().reserve(10**12, 10**12) is Reservation.GRANTED
 
