@@ -34,7 +34,11 @@ def check(response_format: Mapping[str, Any] | None) -> None:
     if schema is None:
         return
     if problem := json_schema.problem(json_schema.encoded(schema)):
-        raise ConfigError(f"not a valid JSON Schema, {problem}", place="sampling.response_format")
+        raise ConfigError(
+            f"not a valid JSON Schema, {problem}",
+            place="sampling.response_format",
+            remedy="correct it; a `type` is string, number, integer, boolean, object, array or null",
+        )
 
 
 def matches(text: str, response_format: Any) -> bool:

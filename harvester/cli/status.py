@@ -52,7 +52,7 @@ def status(
     try:
         max_age_s = schedule.seconds(max_age)
     except ValueError as error:
-        raise UsageError(str(error), place="--max-age") from None
+        raise UsageError(str(error), place="--max-age", remedy="as in 90s, 10m or 2h") from None
     if (store / STATE).is_file():
         _status_of_fleet(store, max_age_s, check=check, as_json=as_json)
         return

@@ -170,7 +170,10 @@ class RankActor:
         try:
             answer: str = ray.get(reply, timeout=EXCHANGE_S)
         except ray.exceptions.RayError as error:
-            raise HarvesterError(f"the coordinator does not answer ({type(error).__name__})") from None
+            raise HarvesterError(
+                f"the coordinator does not answer ({type(error).__name__})",
+                remedy="`harvester fleet` with the same arguments resumes; `ray status` shows the cluster",
+            ) from None
         return answer
 
     def call(self, method: str, *arguments: Any) -> Any:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from harvester.errors import ConfigError, StoreError
+from harvester.store.journal.sqlite import disk_error
 from harvester.system import own_files
 from harvester.system.own_files import ForeignFileError
 
@@ -81,7 +82,7 @@ def write_state(folder: Path, state: FleetState) -> None:
         with own_files.replacing(folder / STATE, durable=True) as file:
             file.write(json.dumps(values).encode())
     except OSError as error:
-        raise StoreError(f"can't be written: {error.strerror}", place=str(folder / STATE)) from None
+        raise disk_error(error, folder / STATE) from None
 
 
 def require_ranks(state: FleetState | None, wanted: int | None, folder: Path) -> None:

@@ -152,7 +152,10 @@ class Rank:
         text = json.dumps({**report, "run_id": self._status.get("run_id", "")})
         reply = self._send(self._spec["rank"], self._incarnation, text)
         if not reply:
-            raise HarvesterError("another process has taken the place of this rank")
+            raise HarvesterError(
+                "another process has taken the place of this rank",
+                remedy="nothing: the other process goes on with its rows",
+            )
         answer: Message = json.loads(reply)
         return answer
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import orjson
 
-from harvester.errors import PromptError, StoreError
+from harvester.errors import PromptError
+from harvester.store.journal.sqlite import disk_error
 from harvester.system import own_files
 
 BAD_PROMPTS_NAME = "bad_prompts.jsonl"
@@ -55,7 +56,7 @@ def write_down(store: Path, passed_over: Sequence[PromptError]) -> None:
         with own_files.replacing(path) as file:
             file.write(b"".join(_as_line(error) for error in passed_over))
     except OSError as error:
-        raise StoreError(f"can't be written: {error.strerror}", place=str(path)) from None
+        raise disk_error(error, path) from None
 
 
 def _as_line(error: PromptError) -> bytes:

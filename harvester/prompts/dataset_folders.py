@@ -11,6 +11,7 @@ import orjson
 from harvester.errors import PromptError
 
 _STATE, _INFO, _SPLITS = "state.json", "dataset_info.json", "dataset_dict.json"
+_SAVE_AGAIN = "save the dataset again: save_to_disk(...)"
 
 
 def is_dataset(folder: Path) -> bool:
@@ -37,7 +38,7 @@ def files_of(folder: Path, name: str) -> list[Path]:
                     remedy=f'name one: "{name}/{splits[0]}"',
                 )
                 if splits
-                else PromptError("holds no split", place=name)
+                else PromptError("holds no split", place=name, remedy=_SAVE_AGAIN)
             )
         folder, name = folder / splits[0], f"{name}/{splits[0]}"
     if (folder / _STATE).is_file():
@@ -51,7 +52,7 @@ def files_of(folder: Path, name: str) -> list[Path]:
         raise PromptError(
             f"lacks its file {missing[0]}" if missing else "holds no .arrow file",
             place=name,
-            remedy="save the dataset again: save_to_disk(...)",
+            remedy=_SAVE_AGAIN,
         )
     return paths
 
@@ -60,9 +61,9 @@ def _loaded(path: Path, name: str) -> dict[str, Any]:
     try:
         value = orjson.loads(path.read_bytes())
     except (OSError, orjson.JSONDecodeError) as error:
-        raise PromptError(f"{path.name} can't be read: {error}", place=name) from None
+        raise PromptError(f"{path.name} can't be read: {error}", place=name, remedy=_SAVE_AGAIN) from None
     if not isinstance(value, dict):
-        raise PromptError(f"{path.name} is not a JSON object", place=name)
+        raise PromptError(f"{path.name} is not a JSON object", place=name, remedy=_SAVE_AGAIN)
     return value
 
 
@@ -71,5 +72,9 @@ def _names(values: Iterable[Any] | None, path: Path) -> list[str]:
     names = list(values) if isinstance(values, list | tuple) else []
     for value in names:
         if not isinstance(value, str) or Path(value).name != value or value in {"", ".", ".."}:
-            raise PromptError(f"names {value!r}, which is no name of a file in the folder", place=str(path))
+            raise PromptError(
+                f"names {value!r}, which is no name of a file in the folder",
+                place=str(path),
+                remedy=_SAVE_AGAIN,
+            )
     return names

@@ -47,6 +47,7 @@ MOST_BLANK_BYTES = 4 << 20
 # Beginnings of text in other encodings than UTF-8.
 _OTHER_TEXTS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 _SAVE_AGAIN = "save the file again, or name another one"
+_CONVERT = "convert the file: `iconv -f latin1 -t utf-8`, with the encoding that it has in place of latin1"
 
 # Members of a line of which the last one would count, were there two.
 _ONCE = ("prompt", "messages")
@@ -121,6 +122,14 @@ def _is_list(path: Path) -> bool:
         return handle.read(4096).removeprefix(_BOM).lstrip()[:1] == b"["
 
 
+def _too_long(name: str, number: int) -> PromptError:
+    return PromptError(
+        f"longer than {MAX_LINE_BYTES >> 20} MiB",
+        place=f"{name}:{number}",
+        remedy="shorten it, and name images by URL; a file without line ends is one long line",
+    )
+
+
 def _lines(path: Path, name: str) -> Iterator[tuple[int, bytes | PromptError]]:
     """Yield non-blank lines with their line ends; a byte order mark at the start is dropped."""
     with open_file(path) as handle:
@@ -130,7 +139,7 @@ def _lines(path: Path, name: str) -> Iterator[tuple[int, bytes | PromptError]]:
             text = line.removeprefix(_BOM) if number == 1 else line
             blank_bytes = _blank_bytes(blank_bytes, text, name, number)
             if len(line) > MAX_LINE_BYTES:
-                yield number, PromptError(f"longer than {MAX_LINE_BYTES >> 20} MiB", place=f"{name}:{number}")
+                yield number, _too_long(name, number)
                 while line and not line.endswith(b"\n"):
                     line = handle.readline(MAX_LINE_BYTES)
                 continue
@@ -226,7 +235,10 @@ def _text_rows(path: Path, name: str, growing: bool) -> Iterator[Row]:
             try:
                 yield number, {"prompt": line.decode("utf-8").rstrip("\r\n")}
             except UnicodeDecodeError as error:
-                yield number, PromptError(f"not UTF-8: {error.reason}", place=f"{name}:{number}")
+                yield (
+                    number,
+                    PromptError(f"not UTF-8: {error.reason}", place=f"{name}:{number}", remedy=_CONVERT),
+                )
 
 
 def _csv_records(reader: Any, header: list[str], name: str) -> Iterator[Row]:
@@ -235,7 +247,14 @@ def _csv_records(reader: Any, header: list[str], name: str) -> Iterator[Row]:
     for cells in reader:
         number, ended = ended + 1, reader.line_num
         if len(cells) > len(header):
-            yield number, PromptError("more cells than the header names", place=f"{name}:{number}")
+            yield (
+                number,
+                PromptError(
+                    f"{len(cells)} cells, and the header names {len(header)}",
+                    place=f"{name}:{number}",
+                    remedy='a cell with a comma, a quote or a line break stands in quotes: "one, two"',
+                ),
+            )
         elif cells:
             yield number, {column: cell for column, cell in zip(header, cells, strict=False) if cell}
 
@@ -251,7 +270,7 @@ def _csv_rows(path: Path, name: str, growing: bool, any_columns: bool) -> Iterat
             number += 1
             blank_bytes = _blank_bytes(blank_bytes, line, name, number)
             if len(line) > MAX_LINE_BYTES:
-                raise PromptError(f"longer than {MAX_LINE_BYTES >> 20} MiB", place=f"{name}:{number}")
+                raise _too_long(name, number)
             held_back = growing and not line.endswith(("\r", "\n"))
             if not held_back:
                 yield line
@@ -268,7 +287,11 @@ def _csv_rows(path: Path, name: str, growing: bool, any_columns: bool) -> Iterat
             yield from _csv_records(reader, header, name)
         except (csv.Error, UnicodeDecodeError) as error:
             raise PromptError(
-                f"not readable as CSV: {error}", place=f"{name}:{reader.line_num + 1}"
+                f"not readable as CSV: {error}",
+                place=f"{name}:{reader.line_num + 1}",
+                remedy=_CONVERT
+                if isinstance(error, UnicodeDecodeError)
+                else 'a quote inside a cell is written twice: "say ""hello"""',
             ) from None
         if held_back:
             yield reader.line_num + 1, _unended(name, reader.line_num + 1)

@@ -12,6 +12,7 @@ from harvester.errors import PromptError
 from harvester.prompts.compression import open_file
 
 _CHUNK = 1 << 16
+_LIST = "a file that begins with [ is one list of objects with commas between them; else one object a line"
 _SPACE = " \t\r\n"
 # Most blank characters in a row.
 _MOST_BLANK = 4 << 20
@@ -39,7 +40,8 @@ def rows(path: Path, name: str, longest: int) -> Iterator[tuple[int, Mapping[str
                 yield number, element
             else:
                 message = f"a JSON object is expected, found {type(element).__name__}"
-                yield number, PromptError(message, place=f"{name}:{number}")
+                remedy = 'each element of the list is {"prompt": "..."} or {"messages": [...]}'
+                yield number, PromptError(message, place=f"{name}:{number}", remedy=remedy)
             if text.peek() != "]":
                 text.skip(",", name, number)
 
@@ -65,14 +67,18 @@ class _Text:
             if self._at < len(self._held):
                 return self._held[self._at]
             if blank > _MOST_BLANK:
-                raise PromptError(f"more than {_MOST_BLANK >> 20} million blank characters", place=self._name)
+                raise PromptError(
+                    f"more than {_MOST_BLANK >> 20} million blank characters",
+                    place=self._name,
+                    remedy="the file is damaged, or was not written to its end; write it again",
+                )
             if not self._more(_CHUNK):
                 return ""
 
     def skip(self, mark: str, name: str, number: int) -> None:
         """Skip a character that must come next."""
         if self.peek() != mark:
-            raise PromptError(f"not a JSON list: {mark!r} is missing", place=f"{name}:{number}")
+            raise PromptError(f"not a JSON list: {mark!r} is missing", place=f"{name}:{number}", remedy=_LIST)
         self._at += 1
 
     def element(self, place: str) -> Any:
@@ -89,7 +95,7 @@ class _Text:
                 # An element may end after what is held: twice as much is tried, so the work stays linear.
                 held = len(self._held) - self._at
                 if isinstance(error, RecursionError) or held > self._longest or not self._more(max(held, 1)):
-                    raise PromptError(f"not JSON: {error}", place=place) from None
+                    raise PromptError(f"not JSON: {error}", place=place, remedy=_LIST) from None
                 continue
             if end == len(self._held) and self._more(_CHUNK):
                 continue  # a number may go on

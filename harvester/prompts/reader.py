@@ -31,6 +31,7 @@ _OWN_FIELDS = frozenset({"id", "prompt", "messages", "reference", "tags"})
 # With a template they are fields like others.
 _ASKED_FIELDS = frozenset({"prompt", "messages"})
 BY_DEFAULT = RowRules()
+_MESSAGES = 'as in "messages": [{"role": "user", "content": "..."}]'
 # Byte order mark, and spaces and joiners without width.
 _INVISIBLE = frozenset("\ufeff\u200b\u200c\u200d\u2060\u00ad")
 
@@ -119,7 +120,11 @@ def _is_usable(path: Path) -> bool:
         if not (path.is_fifo() or path.is_char_device()):
             return path.is_file()
     except OSError as error:
-        raise PromptError(f"can't be looked at: {error.strerror}", place=printable_path(path)) from None
+        raise PromptError(
+            f"can't be looked at: {error.strerror}",
+            place=printable_path(path),
+            remedy="check the permissions of the file and of the folders above it",
+        ) from None
     raise PromptError(
         "is a pipe or a terminal, which can't be read twice",
         place=printable_path(path),
@@ -155,7 +160,11 @@ def read(
             empty = False
             yield prompt
     if empty:
-        raise NoPrompts("the prompt files hold no prompt", place=", ".join(files))
+        raise NoPrompts(
+            "the prompt files hold no prompt",
+            place=", ".join(files),
+            remedy='write one a line: {"prompt": "..."}',
+        )
 
 
 def read_file(
@@ -205,13 +214,19 @@ def to_prompt(fields: Mapping[str, Any], *, file: str, line: int, rules: RowRule
         text = messages[-1].get("content")
         messages = messages[:-1]
         if not messages:
-            raise PromptError("nothing is left to ask without the last turn", place=place)
+            raise PromptError(
+                "nothing is left to ask without the last turn",
+                place=place,
+                remedy='add the turn that it answers, or set [prompts] last_assistant = "send"',
+            )
         reference = text if reference is None else reference
     if reference is not None and not isinstance(reference, str):
         reference = _as_text(reference)
     tags = fields.get("tags") or ()
     if not isinstance(tags, list | tuple) or not all(isinstance(tag, str) for tag in tags):
-        raise PromptError("tags must be a list of strings", place=place)
+        raise PromptError(
+            "tags must be a list of strings", place=place, remedy='as in "tags": ["math", "easy"]'
+        )
     identity = fields.get("id")
     sent = _sent_fields(fields, rules, place)
     return Prompt(
@@ -235,7 +250,9 @@ def _messages(fields: Mapping[str, Any], place: str) -> tuple[Message, ...]:
             raise _no_prompt_line(fields, place)
         return ({"role": "user", "content": text},)
     if not isinstance(messages, list) or not messages:
-        raise PromptError("'messages' must be a list with at least one message", place=place)
+        raise PromptError(
+            "'messages' must be a list with at least one message", place=place, remedy=_MESSAGES
+        )
     if not _are_plain(messages, place):  # plain messages always have a key, and checking costs a microsecond
         _require_key(messages, place)
     if not any(map(_says_something, messages)):
@@ -284,12 +301,20 @@ def _are_plain(messages: list[Any], place: str) -> bool:
         if not isinstance(role, str) or role not in ROLES:
             if recognise.is_convertible({"messages": messages}):
                 raise _no_prompt_line({"messages": messages}, place)
-            raise PromptError(f"message {number} needs a role out of {', '.join(sorted(ROLES))}", place=place)
+            raise PromptError(
+                f"message {number} needs a role out of {', '.join(sorted(ROLES))}",
+                place=place,
+                remedy=_MESSAGES,
+            )
         content = message.get("content")
         if not isinstance(content, str):
             plain = False
             if not (isinstance(content, list) or (content is None and message.get("tool_calls"))):
-                raise PromptError(f"message {number} needs 'content' (text or a list of parts)", place=place)
+                raise PromptError(
+                    f"message {number} needs 'content' (text or a list of parts)",
+                    place=place,
+                    remedy=_MESSAGES,
+                )
         elif len(message) != 2:
             plain = False
     return plain
@@ -325,7 +350,7 @@ def _sent_fields(fields: Mapping[str, Any], rules: RowRules, place: str) -> dict
         try:
             check_response_format(sent.get("response_format"))
         except ConfigError as error:
-            raise PromptError(f"response_format: {error.message}", place=place) from None
+            raise PromptError(f"response_format: {error.message}", place=place, remedy=error.remedy) from None
     return sent
 
 
@@ -355,4 +380,8 @@ def _derived_id(messages: tuple[Message, ...], sent: Mapping[str, Any], place: s
     try:
         return hashlib.sha256(orjson.dumps(content, option=orjson.OPT_SORT_KEYS)).hexdigest()[:24]
     except (orjson.JSONEncodeError, TypeError) as error:
-        raise PromptError(f"text that is not valid Unicode: {error}", place=place) from None
+        raise PromptError(
+            f"text that is not valid Unicode: {error}",
+            place=place,
+            remedy="remove the half character (an escape such as \\ud83d without its second half)",
+        ) from None

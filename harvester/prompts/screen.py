@@ -22,13 +22,13 @@ from harvester.api import request_builder
 from harvester.api.request_key import short_digest
 from harvester.api.types import Message, Prompt
 from harvester.config.config import HarvestConfig
-from harvester.errors import StoreError
 from harvester.prompts import reader
 from harvester.prompts.bad_lines import BadLines
 from harvester.prompts.row_rules import RowRules
 from harvester.quality.similarity.duplicates import Duplicates
 from harvester.quality.similarity.leaks import LeakIndex, leak_label, parse_label, user_texts
 from harvester.quality.similarity.settings import load_sets
+from harvester.store.journal.sqlite import disk_error
 from harvester.system import own_files
 
 SKIPPED_PROMPTS_NAME = "skipped_prompts.jsonl"
@@ -118,7 +118,7 @@ class SkippedPrompts:
             with own_files.replacing(path) as file:
                 shutil.copyfileobj(self._list, file)
         except OSError as error:
-            raise StoreError(f"can't be written: {error.strerror}", place=str(path)) from None
+            raise disk_error(error, path) from None
 
 
 class PromptScreen:

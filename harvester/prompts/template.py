@@ -88,9 +88,15 @@ class PromptTemplate:
             ) from None
         except Exception as error:  # noqa: BLE001 - an expression of the template fails as any Python does
             message = f"template {self.name} fails on this row: {type(error).__name__}: {error}"
-            raise PromptError(message, place=place) from None
+            raise PromptError(
+                message, place=place, remedy="change the template, or the row that it can't take"
+            ) from None
         if not text.strip():
-            raise PromptError(f"template {self.name} writes no text for this row", place=place)
+            raise PromptError(
+                f"template {self.name} writes no text for this row",
+                place=place,
+                remedy="remove the row, or let the template write text for rows such as this one",
+            )
         return text
 
 

@@ -19,10 +19,10 @@ import orjson
 
 from harvester.config.config import HarvestConfig
 from harvester.config.judge_section import JudgeSection
-from harvester.errors import StoreError
 from harvester.export.verdicts import FIELD, Order, Task, Verdicts, required_section, rubric_id
 from harvester.prompts.template import PromptTemplate
 from harvester.run.judged_rows import JudgedRow, rows_of
+from harvester.store.journal.sqlite import disk_error
 from harvester.store.reader import Corpus
 from harvester.system import own_files
 
@@ -72,7 +72,7 @@ def write_prompts(config: HarvestConfig, root: Path, repairs: frozenset[Task] = 
                 file.write(orjson.dumps(line) + b"\n")
                 prompts += 1
     except OSError as error:
-        raise StoreError(f"can't be written: {error.strerror}", place=str(path)) from None
+        raise disk_error(error, path) from None
     return Written(prompts, writer.rows, dict(sorted(writer.left_out.items())))
 
 
@@ -141,7 +141,7 @@ def write_verdicts(config: HarvestConfig, root: Path, verdicts: Verdicts, path: 
                     line["score"] = verdicts.score(row.key)
                 file.write(orjson.dumps({**line, "left_out": row.left_out or None}) + b"\n")
     except OSError as error:
-        raise StoreError(f"can't be written: {error.strerror}", place=str(path)) from None
+        raise disk_error(error, path) from None
 
 
 def _repair_lines(config: HarvestConfig, root: Path, repairs: frozenset[Task]) -> Iterator[dict[str, Any]]:

@@ -16,7 +16,7 @@ from harvester.api.request_builder import ScoreRequestBuilder
 from harvester.api.scoring.request_forms import Way, offered_by_prompt, probe_line
 from harvester.api.types import Outcome, Prompt, Request
 from harvester.config.config import HarvestConfig
-from harvester.errors import Ending, StoreError, TeacherRefused
+from harvester.errors import Ending, TeacherRefused
 from harvester.prompts import reader
 from harvester.run import job
 from harvester.run.background.heartbeat import Watch
@@ -25,6 +25,7 @@ from harvester.run.prepare import Prepared
 from harvester.store.journal import sqlite
 from harvester.store.journal.journal import Journal
 from harvester.store.journal.records import HeldAnswer
+from harvester.store.journal.sqlite import disk_error
 from harvester.system import own_files
 from harvester.system.background import StopRequests
 
@@ -131,7 +132,7 @@ def _probe(prepared: Prepared, way: Way) -> Prepared:
         with own_files.replacing(path) as file:
             file.write(orjson.dumps(probe_line(way)) + b"\n")
     except OSError as error:
-        raise StoreError(f"can't be written: {error.strerror}", place=str(path)) from None
+        raise disk_error(error, path) from None
     config = with_way(prepared.config, way)
     config = config.model_copy(update={"prompts": config.prompts.model_copy(update={"files": (str(path),)})})
     tokens = _probe_request(prepared, way).input_tokens

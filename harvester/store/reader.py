@@ -57,6 +57,9 @@ from harvester.terms.lineage import FACT_COLUMNS, Lineage
 
 # Unsealed rows that are converted to Arrow together; each may have a megabyte of log-probabilities.
 UNSEALED_ROWS = 16
+_OURS = (
+    "name a store, or a folder of its shards; another tool's files are read as prompts (`harvester import`)"
+)
 
 _ASKED = ("prompt_id", "sample_index", "reference", "tags", "metadata_json", "source_file", "source_line")
 
@@ -489,7 +492,9 @@ def _require_columns(file: pq.ParquetFile, wanted: Sequence[str], place: str) ->
     names = file.schema_arrow.names
     wrong = [name for name in wanted if names.count(name) != 1 and name not in ADDED_COLUMNS - set(names)]
     if wrong:
-        raise StoreFormatError(f"lacks columns, or has them twice: {', '.join(wrong)}", place=place)
+        raise StoreFormatError(
+            f"lacks columns, or has them twice: {', '.join(wrong)}", place=place, remedy=_OURS
+        )
 
 
 def _require_values(batch: pa.RecordBatch, place: str) -> None:
@@ -510,7 +515,7 @@ def _combinations(file: pq.ParquetFile, columns: Sequence[str], place: Path) -> 
     present = [name for name in columns if name in file.schema_arrow.names]
     held_to = any(lineage.providers for lineage in lineages_in(file))  # then the column was written
     if lacking := sorted(set(columns) - set(present) - (frozenset() if held_to else ADDED_COLUMNS)):
-        raise StoreFormatError(f"lacks columns {lacking}", place=str(place))
+        raise StoreFormatError(f"lacks columns: {', '.join(lacking)}", place=str(place), remedy=_OURS)
     for batch in file.iter_batches(columns=present):
         held = pa.Table.from_batches([batch]).group_by(present).aggregate([])
         yield from (tuple(row.get(name, "") for name in columns) for row in held.to_pylist())

@@ -447,3 +447,30 @@ def test_an_emptied_journal_beside_shards_is_not_taken_for_a_new_store(tmp_path:
     assert verified.returncode == 1
     assert "1 finding\n" in verified.stdout
     assert "put journal.db back from a copy" in verified.stderr
+
+
+WRONG_PROMPTS = {
+    "a.csv": (b"id,prompt\n1,one, two\n", "stands in quotes"),
+    "b.csv": (b'prompt\n"a "quote" here"\n', "written twice"),
+    "c.csv": ("prompt\nGröße\n".encode("latin-1"), "iconv"),
+    "d.txt": ("Größe\n".encode("latin-1"), "iconv"),
+    "e.jsonl": (b'{"prompt": "a", "tags": "math"}\n', '"tags": ["math", "easy"]'),
+    "f.jsonl": (b'{"messages": []}\n', '"role": "user"'),
+    "g.jsonl": (b'{"messages": [{"role": "user", "content": 5}]}\n', '"role": "user"'),
+    "i.json": (b'[{"prompt": "a"} {"prompt": "b"}]', "commas between"),
+    "j.jsonl": (b"\n\n", "write one a line"),
+    "k.txt": (b"x" * (17 << 20), "by URL"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_PROMPTS)
+def test_a_wrong_prompt_file_has_a_remedy_of_its_own(name: str, tmp_path: Path) -> None:
+    content, remedy = WRONG_PROMPTS[name]
+    path = folder(tmp_path, "http://127.0.0.1:1/v1")
+    path.write_text(path.read_text().replace("*.jsonl", name))
+    (tmp_path / name).write_bytes(content)
+    is_list = name.endswith(".json")  # a run reads lines only
+    done = harvester("import", str(tmp_path / name)) if is_list else harvester("plan", str(path))
+    assert done.returncode == 2, done.stderr
+    assert remedy in " ".join(done.stderr.split()), done.stderr
+    assert name in done.stderr

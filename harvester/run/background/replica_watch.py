@@ -513,7 +513,7 @@ class ReplicaWatch:
             return Prompt("replica-canary", ({"role": "user", "content": BUILT_IN},))
         for prompt in reader.read((name,), self._root):
             return prompt
-        raise PromptError("holds no prompt", place=name)
+        raise PromptError("holds no prompt", place=name, remedy='write one: {"prompt": "..."}')
 
     def gauges(self) -> list[dict[str, Any]]:
         """Return state and pace of each address, with what the checks found, as JSON values."""

@@ -22,6 +22,7 @@ from harvester.run.control.protocol import (
     socket_address,
 )
 from harvester.store import paths
+from harvester.store.journal.sqlite import disk_error
 
 Act = Callable[[Mapping[str, Any]], Awaitable[Mapping[str, Any]]]
 OnError = Callable[[Exception], None]
@@ -68,9 +69,7 @@ def _listen(store: Path) -> socket.socket:
         listener.listen(8)
     except OSError as error:
         listener.close()
-        raise StoreError(
-            f"can't be made: {error.strerror}", place=str(store / paths.CONTROL_SOCKET)
-        ) from None
+        raise disk_error(error, store / paths.CONTROL_SOCKET) from None
     return listener
 
 

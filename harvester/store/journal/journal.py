@@ -210,7 +210,7 @@ class Journal:
             if not lines:
                 own_files.remove(path)
         except OSError as error:
-            raise StoreError(f"can't be written: {error.strerror}", place=str(path)) from None
+            raise sqlite.disk_error(error, path) from None
         return lines
 
     def require_free_space(self, free_mib: float) -> None:
@@ -229,9 +229,7 @@ class Journal:
         try:
             free = shutil.disk_usage(self.path.parent).free / 2**20
         except OSError as error:
-            raise StoreError(
-                f"can't read its free space: {error.strerror}", place=str(self.path.parent)
-            ) from None
+            raise sqlite.disk_error(error, self.path.parent) from None
         if free < free_mib:
             raise StoreFull(
                 f"{free:,.0f} MiB free, [store] min_free_mib is {free_mib:,.0f}",

@@ -49,7 +49,9 @@ def publish_files(
     """
     location = Location.open(url)
     if not files:
-        raise ConfigError("there is no file to publish", place=name)
+        raise ConfigError(
+            "there is no file to publish", place=name, remedy="make it first, then publish it again"
+        )
     digest, hashed = hashlib.sha256(), {path: sha256_of(file) for path, file in files.items()}
     for path, sha256 in hashed.items():
         digest.update(f"{sha256}  {path}\n".encode())

@@ -101,7 +101,9 @@ def push_files(target: HubTarget, files: Mapping[str, Path], *, upload: bool, me
     if not _REPOSITORY.fullmatch(target.repository):
         raise UsageError("is no OWNER/NAME", place=target.repository, remedy="name it as my-name/my-corpus")
     if not files:
-        raise ConfigError("there is no file to push", place=target.repository)
+        raise ConfigError(
+            "there is no file to push", place=target.repository, remedy="make it first, then push it again"
+        )
     pushed = Pushed(target, {path: file.stat().st_size for path, file in files.items()})
     if not upload:
         return pushed
