@@ -78,6 +78,16 @@ USER_AGENT = f"blackbox-distillation/{__version__}"
 
 # A bytes literal in a message of aiohttp.
 _QUOTED_BYTES = re.compile(r"""b(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")""")
+# How aiohttp's message begins where the framing of a reply is wrong, and the same in plain words.
+_FRAMING_FAULTS = (
+    ("duplicate content-length", "Content-Length is given twice"),
+    ("invalid character in content-length", "Content-Length is no number"),
+    ("content-length overflow", "Content-Length is no number of bytes"),
+    ("transfer-encoding can't be present", "Content-Length and Transfer-Encoding are both given"),
+    ("invalid character in chunk size", "the body is not in chunks, as its Transfer-Encoding says"),
+)
+# Beginnings of a body where a status line should be.
+_BODY_BEGINNINGS = (b"{", b"[", b"data:")
 # First bytes of TLS records: an alert, or a handshake.
 _TLS_RECORDS = (b"\x15\x03", b"\x16\x03")
 
@@ -541,7 +551,14 @@ def _received(message: str) -> str:
     received = ast.literal_eval(quoted[0])
     if received.startswith(_TLS_RECORDS):
         return "TLS, so base_url should begin with https://"
-    return f"{received.decode('utf-8', 'replace')!r} was received"
+    what = f"{received.decode('utf-8', 'replace')!r} was received"
+    start = message.lower()
+    for beginning, fault in _FRAMING_FAULTS:
+        if start.startswith(beginning):
+            return f"{fault}: {what}"
+    if start.startswith("bad status line") and received.lstrip().startswith(_BODY_BEGINNINGS):
+        return f"a body is longer than its Content-Length: {what}"
+    return what
 
 
 def _place(url: httpx.URL) -> str:

@@ -110,6 +110,30 @@ def test_json_lines_without_an_end_are_asked_again(tmp_path: Path) -> None:
     assert (ended.answered, ended.dead) == ({"b": "ok"}, {"a": "connection"})
 
 
+WRONG_LENGTHS = {
+    "short": (("content-length: 20",), "longer than its Content-Length"),
+    "none": (("content-length: 0",), "longer than its Content-Length"),
+    "twice": (("content-length: {0}", "content-length: {0}"), "Content-Length is given twice"),
+    "two": (("content-length: {0}", "content-length: 5"), "Content-Length is given twice"),
+    "list": (("content-length: {0}, {0}",), "Content-Length is no number"),
+    "word": (("content-length: many",), "Content-Length is no number"),
+    "both": (("content-length: {0}", "transfer-encoding: chunked"), "are both given"),
+    "chunks": (("transfer-encoding: chunked",), "not in chunks"),
+}
+
+
+@pytest.mark.parametrize("fault", WRONG_LENGTHS)
+def test_a_wrong_length_of_a_body_is_named_and_asked_again_so_many_times(fault: str, tmp_path: Path) -> None:
+    headers, words = WRONG_LENGTHS[fault]
+    body = good_body("four")
+    head = ["HTTP/1.1 200 OK", *(line.format(len(body)) for line in headers)]
+    with hostile_teacher({"evil": "\r\n".join(head).encode() + b"\r\n\r\n" + body}) as teacher:
+        ended = harvest(tmp_path, teacher.base_url, ["evil", "good", "better"], run={"max_attempts": 3})
+        assert teacher.asked.count("evil") == 3
+    assert (ended.exit_code, ended.dead) == (3, {"evil": "connection"})
+    assert words in json.loads((ended.store / "dead_letters.jsonl").read_text())["message"]
+
+
 def test_damaged_utf_8_is_no_text_of_the_charset_that_is_named(tmp_path: Path) -> None:
     damaged = json.dumps(json.loads(good_body(TEXT)), ensure_ascii=False).encode().replace(b"\x82\xac", b"")
     reply = http(damaged, {"content-type": "application/json; charset=iso-8859-1"})
