@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -18,10 +18,11 @@ from trainer.data.data_checks import Check
 from trainer.data.tokens import builder
 from trainer.data.tokens.builder import Progress, no_progress
 from trainer.data.tokens.stored_rows import Rendered
-from trainer.errors import ConfigError, StudentError
+from trainer.errors import UsageError
 from trainer.evaluation.distributions import ComparedToken, compare
 from trainer.files import write_text
 from trainer.model import model, weights
+from trainer.training import requirements
 
 SAMPLES_SHOWN = 5
 # Tokens of a sample on the page; the middle of a longer prompt is left out.
@@ -106,7 +107,7 @@ def diagnose(config: TrainConfig, on_progress: Progress = no_progress) -> Diagno
         vocabulary = weights.vocabulary_size(config.base)
         checks = data_checks.run_checks(rendered, renderer, vocabulary=vocabulary, learned=len(data.examples))
         soft = rendered.soft
-    student_notes, refusals = _check_student(config)
+    student_notes, refusals = _check_training(config, rendered, renderer)
     faults = (*(str(check) for check in checks if check.count), *(soft.faults if soft else ()))
     compared = compare(rendered, renderer, config) if soft and not refusals else ()
     return Diagnosis(
@@ -130,12 +131,26 @@ def diagnose(config: TrainConfig, on_progress: Progress = no_progress) -> Diagno
     )
 
 
-def _check_student(config: TrainConfig) -> tuple[list[str], list[str]]:
-    """Check the student without its weights; return notes, and why it can't be trained."""
-    try:
-        return model.check_without_weights(config), []
-    except (StudentError, ConfigError) as error:
-        return [], [f"{error.message} ({error.remedy})" if error.remedy else error.message]
+def _check_training(
+    config: TrainConfig, rendered: Rendered, renderer: Renderer
+) -> tuple[list[str], list[str]]:
+    """Check settings, held-out rows, and the student without its weights; return notes and refusals."""
+    notes: list[str] = []
+    refusals: list[str] = []
+    checks: tuple[Callable[[], None], ...] = (
+        lambda: requirements.check_settings(config),
+        lambda: requirements.check_rows(config, rendered.rows, renderer),
+        lambda: notes.extend(model.check_without_weights(config)),
+        lambda: requirements.check_storable(config),
+    )
+    for check in checks:
+        try:
+            check()
+        except UsageError as error:
+            refusal = f"{error.message} ({error.remedy})" if error.remedy else error.message
+            if refusal not in refusals:
+                refusals.append(refusal)
+    return notes, refusals
 
 
 def write_page(diagnosis: Diagnosis, config: TrainConfig, path: Path) -> Path:

@@ -62,3 +62,13 @@ def _begin_anew(module: Any, _arguments: Any) -> None:
         device = getattr(module, f"{prefix}inv_freq").device
         module.register_buffer(f"{prefix}inv_freq", original.to(device), persistent=False)
         setattr(module, f"{prefix}max_seq_len_cached", module.original_max_seq_len)
+
+
+def keep_angles(model: Any) -> None:
+    """Let rotary embeddings keep their angles, whatever the rows: fake tensors hold no numbers."""
+    for module in model.modules():
+        kinds = getattr(module, "rope_type", None)
+        if isinstance(kinds, dict):
+            module.rope_type = dict.fromkeys(kinds, "default")
+        elif isinstance(kinds, str):
+            module.rope_type = "default"

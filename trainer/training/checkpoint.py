@@ -11,6 +11,7 @@ import errno
 import json
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -201,6 +202,15 @@ def newest_valid(folder: Path) -> tuple[Checkpoint | None, list[str]]:
         except _UNREADABLE as error:
             skipped.append(f"{path.name}: {error}")
     return None, skipped
+
+
+def newest_settings(folder: Path) -> Mapping[str, Any]:
+    """Return the settings of the newest checkpoint whose state can be read; empty without one."""
+    for path in _complete_checkpoints(folder):
+        with suppress(*_UNREADABLE):
+            state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+            return dict(state["settings"])
+    return {}
 
 
 def adapter_of_step(folder: Path, step: int) -> Mapping[str, torch.Tensor] | None:

@@ -164,29 +164,34 @@ class Checkpointer:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """Everything the weights depend on, by dotted name. Hashes the base, so it is computed once."""
-        sections = self._config.model_dump(mode="json")
-        settings = {
-            f"{section}.{key}": sections[section][key]
-            for section in ("data", "lora", "train")
-            for key in sections[section]
-        }
-        for key in _FREE_SETTINGS:
-            settings.pop(key, None)
-        if self._config.student.quantise != "none":
-            settings["student.quantise"] = self._config.student.quantise
-        # Earlier checkpoints don't know these settings.
-        if not self._config.train.deterministic:
-            del settings["train.deterministic"]
-        if self._config.train.soft_targets == "off":
-            settings = {key: value for key, value in settings.items() if not key.startswith("train.soft_")}
-        dataset = self._inputs.dataset
-        return {
-            **settings,
-            # Of one process: several divide the cores among them, and may resume what one has begun.
-            "train.threads": thread_count(self._config.train) if self._student.device.type == "cpu" else 0,
-            "corpus": dataset.sha256,
-            "corpus.examples": len(dataset.examples),
-            "corpus.tokens": dataset.tokens,
-            "base": weights.base_sha256(self._config.base),
-            "template": self._inputs.renderer.template_sha256,
-        }
+        return settings_of(self._config, self._inputs, self._student.device)
+
+
+def settings_of(config: TrainConfig, inputs: TrainingInputs, device: torch.device) -> dict[str, Any]:
+    """Return everything that the weights of a training depend on, by dotted name. Hashes the base."""
+    sections = config.model_dump(mode="json")
+    settings = {
+        f"{section}.{key}": sections[section][key]
+        for section in ("data", "lora", "train")
+        for key in sections[section]
+    }
+    for key in _FREE_SETTINGS:
+        settings.pop(key, None)
+    if config.student.quantise != "none":
+        settings["student.quantise"] = config.student.quantise
+    # Earlier checkpoints don't know these settings.
+    if not config.train.deterministic:
+        del settings["train.deterministic"]
+    if config.train.soft_targets == "off":
+        settings = {key: value for key, value in settings.items() if not key.startswith("train.soft_")}
+    dataset = inputs.dataset
+    return {
+        **settings,
+        # Of one process: several divide the cores among them, and may resume what one has begun.
+        "train.threads": thread_count(config.train) if device.type == "cpu" else 0,
+        "corpus": dataset.sha256,
+        "corpus.examples": len(dataset.examples),
+        "corpus.tokens": dataset.tokens,
+        "base": weights.base_sha256(config.base),
+        "template": inputs.renderer.template_sha256,
+    }

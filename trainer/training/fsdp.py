@@ -34,13 +34,7 @@ def shard_base(student: Any, device: torch.device) -> int:
         StudentError: the student's layers can't be found.
     """
     base = structure.base_model_of(student)
-    decoder, layers = structure.backbone(base), structure.decoder_layers(base)
-    if decoder is None or not layers:
-        raise StudentError(
-            "the decoder layers of this student can't be found, so they can't be split over processes",
-            place="train.shard",
-            remedy='set [train] shard = "never" in train.toml',
-        )
+    decoder, layers = _layers_of(base)
     mesh = device_mesh.init_device_mesh(device.type, (get_world_size(),))
     split = {p for layer in layers for p in layer.parameters() if not p.requires_grad}
     unsharded = {p for p in student.parameters() if p not in split}
@@ -54,6 +48,26 @@ def shard_base(student: Any, device: torch.device) -> int:
         decoder, mesh=mesh, ignored_params=unsharded
     )  # the root holds no weights: it orders the layers
     return sum(_local_bytes(p) for p in student.parameters() if not p.requires_grad)
+
+
+def require_layers(base: Any) -> None:
+    """Refuse a base that can't be split.
+
+    Raises:
+        StudentError: its layers can't be found.
+    """
+    _layers_of(base)
+
+
+def _layers_of(base: Any) -> tuple[Any, list[Any]]:
+    decoder, layers = structure.backbone(base), structure.decoder_layers(base)
+    if decoder is None or not layers:
+        raise StudentError(
+            "the decoder layers of this student can't be found, so they can't be split over processes",
+            place="train.shard",
+            remedy='set [train] shard = "never" in train.toml',
+        )
+    return decoder, list(layers)
 
 
 def _local_bytes(parameter: Any) -> int:

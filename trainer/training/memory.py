@@ -28,6 +28,7 @@ from trainer.model import (
     four_bit,
     loading,
     model,
+    rotary,
     self_test,
     structure,
     weights,
@@ -169,6 +170,7 @@ def _run_on_fake_tensors(
     activations = 0
     with FakeTensorMode() as fake:
         _fill(student, device)
+        rotary.keep_angles(student)  # a choice by the longest row would read a number
         if checkpointing:
             enable_checkpointing(student)
         lora_forward.replace_lora_forward(student)

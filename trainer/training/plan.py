@@ -14,11 +14,12 @@ from trainer.data import dataset
 from trainer.data.tokens.builder import Progress, no_progress
 from trainer.model import model
 from trainer.model.weights import base_sha256, tensor_shapes
-from trainer.training import checkpoint, flops, memory, optim
+from trainer.training import checkpoint, flops, memory, optim, requirements
+from trainer.training.checkpointer import settings_of
 from trainer.training.distributed import World
 from trainer.training.inputs import TrainingInputs, read_inputs
-from trainer.training.output_folders import require_folders
-from trainer.training.step import Stepper
+from trainer.training.output_folders import CHECKPOINTS
+from trainer.training.step import Stepper, check_first_gradient
 from trainer.training.student import load_student
 
 # First steps of a probe that are not measured: they allocate memory and load kernels.
@@ -82,15 +83,20 @@ def plan(
     Raises:
         DataError, StudentError, TermsRefused: as `trainer train` would raise them.
     """
-    require_folders(config)
+    requirements.check_settings(config)
     config = model.fit_to_device(config, processes)
     model.set_threads(config.train)
     inputs = read_inputs(config, None, on_progress)
+    requirements.check_rows(config, inputs.rows, inputs.renderer)
     notes = model.check_without_weights(config)
+    requirements.check_storable(config)
     notes += inputs.soft.notes() if inputs.soft else []
     notes += inputs.rows.mixed
     notes += dataset.context_notes(inputs.dataset.lengths, config)
+    notes += resume_note(config, inputs)
     sharded = memory.needs_sharding(config, processes)
+    if sharded:
+        requirements.check_sharding(config)
     checkpointing = memory.needs_checkpointing(
         config, inputs.largest_pack, processes=processes, sharded=sharded
     )
@@ -140,6 +146,21 @@ def plan(
     return _with_measured_time(counted, config, inputs, probe_steps) if probe_steps else counted
 
 
+def resume_note(config: TrainConfig, inputs: TrainingInputs) -> list[str]:
+    """Say why `trainer train` would refuse to go on with the training in the output folder, if it would."""
+    before = checkpoint.newest_settings(config.out_path / CHECKPOINTS)
+    if not before:
+        return []
+    now = settings_of(config, inputs, model.select_device(config.train))
+    changes = checkpoint.describe_changes(before, now)
+    if not changes:
+        return []
+    return [
+        f"`trainer train` refuses to go on with the training in {config.out_path}, which had other settings: "
+        f"{'; '.join(changes)}: choose another [out] path, or add --allow-change"
+    ]
+
+
 def gathering_note(config: TrainConfig, processes: int) -> list[str]:
     """Say how often a sharded base is sent around, where larger packs would spare some of it.
 
@@ -174,6 +195,8 @@ def _measured(counted: TrainPlan, config: TrainConfig, inputs: TrainingInputs, s
         started = time.monotonic()
         result = stepper.learn(step, packs)
         float(result.loss)  # waits for the device
+        if not step:
+            check_first_gradient(float(result.norm))
         if step >= WARM_UP_STEPS:
             seconds.append(time.monotonic() - started)
             tokens.append(result.tokens)

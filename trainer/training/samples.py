@@ -16,8 +16,9 @@ import torch
 
 from trainer.config import TrainConfig
 from trainer.data import published_template
-from trainer.data.dataset import HeldOut
+from trainer.data.dataset import HeldOut, Rows
 from trainer.data.spread import spread
+from trainer.data.tokens.stored_rows import StoredRows
 from trainer.errors import DataError, OutOfMemory, StudentError
 from trainer.model import self_test
 from trainer.model.forward import segment_attention, varlen_attention
@@ -30,6 +31,20 @@ from trainer.training.student import TrainableStudent
 
 # Tokens after which a sampled answer is cut, when `[evaluate] max_new_tokens` is absent.
 MAX_NEW_TOKENS = 256
+
+
+def require_prompts(rows: Rows | StoredRows) -> None:
+    """Refuse to sample answers without a prompt for it.
+
+    Raises:
+        DataError: no prompt with a usable answer is held out.
+    """
+    if not rows.answered:
+        raise DataError(
+            "no held-out prompt to sample answers to during the training",
+            place="evaluate.sample_every",
+            remedy="raise [data] eval_share, give rows another split than 'train', or set it to 0",
+        )
 
 
 class Sampler:
@@ -48,12 +63,8 @@ class Sampler:
         self._world = world
         self._steps = inputs.order.steps
         self._interval = config.evaluate.sample_interval(self._steps)
-        if self._interval and not inputs.rows.answered:
-            raise DataError(
-                "no held-out prompt to sample answers to during the training",
-                place="evaluate.sample_every",
-                remedy="raise [data] eval_share, give rows another split than 'train', or set it to 0",
-            )
+        if self._interval:
+            require_prompts(inputs.rows)
 
     @property
     def note(self) -> str:

@@ -16,6 +16,7 @@ from trainer.errors import ConfigError
 from trainer.model import adapter, four_bit, model, self_test
 from trainer.model.forward import compile, fused_norms, hopper_attention, lora_forward
 from trainer.model.forward.losses import RowLoss, loss_and_gradient
+from trainer.model.forward.rows import RotaryBorder
 from trainer.model.forward.soft_loss import SoftMix
 from trainer.model.self_test import OWN_LOGITS, StudentForward
 from trainer.training import fsdp, memory
@@ -91,7 +92,7 @@ def load_student(config: TrainConfig, largest_pack: Sequence[Example], world: Wo
     forward = self_test.check_student(student, config.base)
     model.require_compilable(config, forward)
     if sharded:
-        _require_one_pass(config, forward)
+        require_one_pass(config, forward.layout.border)
         forward = replace(forward, layout=replace(forward.layout, one_group=True))
     self_test.set_attention(student, forward.layout)
     row_loss = (
@@ -113,13 +114,12 @@ def load_student(config: TrainConfig, largest_pack: Sequence[Example], world: Wo
     )
 
 
-def _require_one_pass(config: TrainConfig, forward: StudentForward) -> None:
+def require_one_pass(config: TrainConfig, border: RotaryBorder | None) -> None:
     """Refuse packs that may need several passes: processes that share a base make them in step.
 
     Raises:
         ConfigError: rows may be longer than the length from which the rotary embedding is another one.
     """
-    border = forward.layout.border
     if border is not None and config.train.max_length - 1 > border.tokens:
         raise ConfigError(
             f"in rows of more than {border.tokens:,} tokens this student's rotary embedding is another one, "

@@ -16,12 +16,11 @@ from trainer.errors import FindingsError, Interrupted, ProcessLost, TrainingDive
 from trainer.model import model
 from trainer.process import end_before_first_step, lock_output_folder, stop_signals
 from trainer.publish.adapter import is_written, require_storable, write_adapter
-from trainer.training import optim, trackers
+from trainer.training import optim, requirements
 from trainer.training.agreement import leader_first, require_equal_inputs
 from trainer.training.checkpointer import Checkpointer, Progress
 from trainer.training.distributed import World, is_lost_connection, join_world, lost_connections_named
 from trainer.training.inputs import TrainingInputs, read_inputs
-from trainer.training.output_folders import require_folders
 from trainer.training.reporter import NO_CALLBACKS, Callbacks, Reporter
 from trainer.training.samples import Sampler
 from trainer.training.step import Stepper, StepResult, check_first_gradient
@@ -92,8 +91,7 @@ def train(
     ):
         started = time.monotonic()
         with lost_connections_named("before the first step"), end_before_first_step(requests):
-            trackers.require_installed(config)
-            require_folders(config)
+            requirements.check_settings(config)
             config = model.fit_to_device(config, world.size)
             model.set_threads(config.train, world.local_size)
             with leader_first(world, config.cache, rows is None and dataset.is_stored(config)):

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 
 from trainer.config import TrainConfig
-from trainer.data.chat_template import Example
+from trainer.data.chat_template import Example, Renderer
+from trainer.data.dataset import Rows
 from trainer.data.packing import pack
 from trainer.data.spread import spread
+from trainer.data.tokens.stored_rows import StoredRows
 from trainer.errors import DataError
 from trainer.training.distributed import World
 from trainer.training.forward import pack_losses
@@ -63,6 +65,22 @@ class ValidationState:
         return ValidationState(int(state["step"]), int(state["best_step"]), best_loss, int(state["worse"]))
 
 
+def held_out_examples(config: TrainConfig, rows: Rows | StoredRows, renderer: Renderer) -> Sequence[Example]:
+    """Return the held-out answers that a training may be evaluated with.
+
+    Raises:
+        DataError: there are none.
+    """
+    every = rows.held_out_examples(renderer, config)
+    if not every:
+        raise DataError(
+            "no held-out answer to evaluate with during the training",
+            place="evaluate.every",
+            remedy="raise [data] eval_share, give rows another split than 'train', or set every = 0",
+        )
+    return every
+
+
 class Validation:
     """Measure the loss on a fixed selection of held-out rows at regular steps of a training.
 
@@ -100,13 +118,7 @@ class Validation:
 
     def _select_rows(self) -> list[list[Example]]:
         config = self._config
-        every = self._inputs.rows.held_out_examples(self._inputs.renderer, config)
-        if not every:
-            raise DataError(
-                "no held-out answer to evaluate with during the training",
-                place="evaluate.every",
-                remedy="raise [data] eval_share, give rows another split than 'train', or set every = 0",
-            )
+        every = held_out_examples(config, self._inputs.rows, self._inputs.renderer)
         examples = spread(every, config.evaluate.loss_rows or len(every))
         packing = pack([len(example.ids) - 1 for example in examples], config.train.pack_budget)
         return [[examples[number] for number in numbers] for numbers in packing.packs]

@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, Phi3Config
 
 from tests.trainer import tiny
+from tests.trainer.command_line import run_trainer  # noqa: F401 - a fixture
 from trainer import config as settings
 from trainer.data.chat_template import Example
 from trainer.errors import ConfigError
@@ -143,12 +144,26 @@ def test_without_its_weights_a_base_has_the_border_of_its_own_configuration(tmp_
     assert forward.layout.border == RotaryBorder(BORDER, "dynamic" in name)
 
 
-def test_a_split_base_refuses_rows_beyond_the_border(tmp_path, monkeypatch):
-    path = tiny.train_toml(tmp_path, tiny.skill(4, held_out=1), train={"max_length": 64})
-    write_base(tmp_path / "base", "llama longrope")
+@pytest.mark.parametrize("name", ["llama longrope", "llama dynamic"])
+def test_a_split_base_refuses_rows_beyond_the_border_and_the_plan_says_so_before(
+    tmp_path,
+    monkeypatch,
+    run_trainer,  # noqa: F811
+    name,
+):
+    path = tiny.train_toml(tmp_path, tiny.skill(4, held_out=1), train={"max_length": 64, "shard": "always"})
+    write_base(tmp_path / "base", name)
     monkeypatch.setattr(students.memory, "needs_sharding", lambda *_, **__: True)
     monkeypatch.setattr(students.fsdp, "shard_base", lambda *_: 0)
     config = settings.load(path)
     with pytest.raises(ConfigError, match="32 tokens") as refused:
         students.load_student(config, documents(), World())
     assert "max_length = 32" in str(refused.value.remedy)
+    monkeypatch.undo()
+    code, _, err = run_trainer("plan", path, "--processes", 2, "--probe", 0)
+    assert code == 2
+    assert refused.value.message in err
+    assert str(refused.value.remedy) in err
+    path.write_text(path.read_text().replace("max_length = 64", "max_length = 32"))
+    code, _, err = run_trainer("plan", path, "--processes", 2, "--probe", 0)
+    assert code == 0, err

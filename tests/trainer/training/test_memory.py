@@ -12,10 +12,11 @@ from tests.trainer import tiny
 from tests.trainer.command_line import run_trainer, toml  # noqa: F401
 from tests.trainer.model.test_losses import examples
 from trainer import config as settings
-from trainer.data.collator import collate
+from trainer.data.collator import batches, collate
 from trainer.model import model, self_test
 from trainer.model.forward import lora_forward, varlen_attention
 from trainer.model.forward.losses import PLAIN_HEAD
+from trainer.model.forward.rows import RotaryBorder, RowLayout
 from trainer.training import flops, memory, plan
 from trainer.training.forward import pack_loss
 from trainer.training.train import train
@@ -25,16 +26,16 @@ def made(folder, **train):
     return settings.load(tiny.train_toml(folder, tiny.skill(4), train=train))
 
 
-def measured_peak(config, pack, *, checkpointing: bool) -> int:
+def measured_peak(config, pack, *, checkpointing: bool, layout: RowLayout = RowLayout()) -> int:  # noqa: B008
     """The most bytes alive at once in one step, from the profiler's record of every allocation."""
     student = model.load_new_student(config, torch.device("cpu"))
     if checkpointing:
         memory.enable_checkpointing(student)
     lora_forward.replace_lora_forward(student)
-    batch = collate(pack)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        loss, _ = pack_loss(student, batch, head=PLAIN_HEAD)
-        (loss / batch.supervised).backward()
+        for batch in batches(pack, "cpu", layout):
+            loss, _ = pack_loss(student, batch, head=PLAIN_HEAD)
+            (loss / batch.supervised).backward()
     live = peak = 0
     for event in seen.profiler.kineto_results.events():
         if event.name() == "[memory]":
@@ -54,6 +55,25 @@ def test_the_predicted_peak_is_within_ten_percent_of_the_measured(tmp_path, coun
     assert estimate.peak == pytest.approx(measured_peak(config, pack, checkpointing=checkpointing), rel=0.1)
     assert estimate.gradients == estimate.adapter == estimate.moments // 2
     assert estimate.peak > estimate.base + estimate.adapter + estimate.moments + estimate.activations
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_angles_that_depend_on_the_longest_row_do_not_spoil_the_estimate(tmp_path, kind):
+    config = made(tmp_path)
+    rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 8.0}
+    if kind == "longrope":
+        factors = {"short_factor": [1.0] * 6, "long_factor": [6.0] * 6}
+        rope = {**rope, **factors, "rope_type": kind, "original_max_position_embeddings": 16}
+    path = config.base / "config.json"
+    positions = 16 if kind == "dynamic" else 256
+    changed = {"rope_parameters": rope, "max_position_embeddings": positions}
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+    pack = examples(60)
+    layout = RowLayout(border=RotaryBorder(16, by_length=kind == "dynamic"))
+    assert len(list(batches(pack, "cpu", layout))) > 1
+    estimate = memory.estimate(config, pack, checkpointing=False)
+    measured = measured_peak(config, pack, checkpointing=False, layout=layout)
+    assert estimate.peak == pytest.approx(measured, rel=0.1)
 
 
 def test_where_the_device_has_the_varlen_kernel_the_walk_takes_it(tmp_path, monkeypatch):
