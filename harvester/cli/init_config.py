@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 from harvester.errors import ConfigError
+from harvester.system import output_path
 from harvester.system.path_names import require_utf8
 
 HARVEST_TOML = """\
@@ -79,6 +81,7 @@ def write_starter(folder: Path) -> tuple[Path, ...]:
 
     Raises:
         ConfigError: one of the files exists already, the folder can't be written, or its name is no UTF-8.
+        StoreFull: the disk is full.
     """
     require_utf8(folder, "name another folder")
     files = {"harvest.toml": HARVEST_TOML, "prompts/first.jsonl": PROMPTS, "README.md": README}
@@ -93,7 +96,8 @@ def write_starter(folder: Path) -> tuple[Path, ...]:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise ConfigError(
-            f"can't be written: {error.strerror}", place=str(folder), remedy="name a new folder"
-        ) from None
+        for path in paths:  # none was there before; half of them would refuse the next try
+            with contextlib.suppress(OSError):
+                path.unlink()
+        raise output_path.refused(error, folder, "name a new folder") from None
     return tuple(paths)

@@ -16,6 +16,7 @@ from harvester.prompts.compression import COMPRESSED
 from harvester.prompts.recognise import Converted
 from harvester.prompts.turns import RowError
 from harvester.store.journal.records import as_json
+from harvester.system import output_path
 from harvester.system.own_files import temporary_name
 
 Answers = Literal["drop", "reference"]
@@ -243,7 +244,7 @@ def _new_file(path: Path) -> Iterator[BinaryIO]:
     """Give a hidden file that becomes `path` when the block ends without an error; never over a file.
 
     Raises:
-        ConfigError: `path` exists, or can't be written.
+        ConfigError: `path` exists, or can't be written. StoreFull: the disk is full.
     """
     hidden = temporary_name(path)
     exists = ConfigError(
@@ -259,7 +260,6 @@ def _new_file(path: Path) -> Iterator[BinaryIO]:
         raise exists from None
     except OSError as error:
         remedy = "name a file in a folder of your own with --out"
-        message = f"can't be written: {error.strerror or error}"
-        raise ConfigError(message, place=str(path), remedy=remedy) from None
+        raise output_path.refused(error, path, remedy) from None
     finally:
         hidden.unlink(missing_ok=True)

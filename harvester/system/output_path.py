@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from harvester.errors import ConfigError
-from harvester.system import own_files
+from harvester.errors import ConfigError, StoreFull
+from harvester.system import disk_refusal, own_files
 
 _READABLE = 0o644
 _FOR_READERS = frozenset({".html", ".prom"})
@@ -24,6 +24,7 @@ def replacing(path: Path, store: Path) -> Iterator[BinaryIO]:
 
     Raises:
         ConfigError: nothing can be written there, or it is a folder, a device or a file of the store.
+        StoreFull: the disk is full.
     """
     with _config_errors(path):
         _refuse(path, store)
@@ -46,8 +47,7 @@ def _config_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        why = error.strerror or str(error)
-        raise ConfigError(f"can't be written: {why}", place=str(path), remedy=_REMEDY) from None
+        raise refused(error, path, _REMEDY) from None
 
 
 def _refuse(path: Path, store: Path) -> None:
@@ -82,7 +82,7 @@ def folder(path: Path) -> None:
     """Make a folder that an operator named, if it does not exist.
 
     Raises:
-        ConfigError: it can't be made.
+        ConfigError: it can't be made. StoreFull: the disk is full.
     """
     try:
         path.mkdir(parents=True, exist_ok=True, mode=0o755)
@@ -90,6 +90,16 @@ def folder(path: Path) -> None:
         raise _no_folder(path, error) from None
 
 
-def _no_folder(path: Path, error: OSError) -> ConfigError:
+def refused(error: OSError, path: Path, remedy: str) -> ConfigError | StoreFull:
+    """Return the error of a file or folder that an operator named and that can't be written."""
+    why = disk_refusal.reason(error)
+    if disk_refusal.is_full(error):
+        return StoreFull(why, place=str(path), remedy="free space, or name a place on another disk")
+    return ConfigError(f"can't be written: {why}", place=str(path), remedy=remedy)
+
+
+def _no_folder(path: Path, error: OSError) -> ConfigError | StoreFull:
+    if disk_refusal.is_full(error):
+        return refused(error, path, "")
     why = "it is a file" if path.is_file() else str(error.strerror)
     return ConfigError(f"can't be a folder: {why}", place=str(path), remedy="name a new folder")

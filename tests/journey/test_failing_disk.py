@@ -6,12 +6,13 @@ listed as possibly billed, and the next run on a healthy disk ends with exactly 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import random
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from harvester.mock_teacher.running import RunningMock
 from harvester.store.journal.journal import Journal
 from harvester.store.reader import Corpus
 from tests.harvester import faulty_disk
-from tests.harvester.store_rows import without_outcome
+from tests.harvester.store_rows import open_store, without_outcome
 from tests.journey.run_process import harvester, write_folder
 
 Mock = Callable[..., RunningMock]
@@ -92,3 +93,42 @@ def test_a_run_on_a_failing_disk_ends_by_name_and_the_next_one_completes_it(
         assert ledger["requests"] - ledger["bodies"] <= doubtful, case
     print(f"{count} runs, {stopped} of them stopped by their fault")
     assert stopped >= count // 3
+
+
+@pytest.fixture
+def full(tmp_path: Path) -> Iterator[Path]:
+    """A file system without any room; skips the test where none can be mounted."""
+    place = tmp_path / "full"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(place)]
+    if subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("this machine lets nobody mount")
+    try:
+        with contextlib.suppress(OSError):
+            (place / "filler").write_bytes(b"x" * 64_000)
+        with pytest.raises(OSError, match="No space"):
+            (place / "more").write_bytes(b"x")
+        (place / "more").unlink()
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("init", "FULL/new"),
+        ("import", "FULL/../p.jsonl", "--out", "FULL/prompts.jsonl"),
+        ("report", "FULL/../store", "--out", "FULL/report.html"),
+        ("metrics", "FULL/../store", "--out", "FULL/metrics.prom"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_full_disk_is_no_wrong_name(full: Path, tmp_path: Path, words: tuple[str, ...]) -> None:
+    (tmp_path / "p.jsonl").write_text('{"instruction": "What is 1 + 2?", "output": "3"}\n')
+    with open_store(tmp_path / "store"):
+        pass
+    done = harvester(*(word.replace("FULL", str(full)) for word in words))
+    assert (done.returncode, "error[store_full]: the disk is full" in done.stderr) == (5, True), done.stderr
+    assert "on another disk" in done.stderr
+    assert [path.name for path in full.rglob("*") if path.is_file()] == ["filler"]
