@@ -33,7 +33,9 @@ def is_exact(answer: str, reference: str) -> bool:
 
 def normalise(text: str) -> str:
     """Return a text in NFKC, with case folded, white space collapsed, and no punctuation around it."""
-    folded = _SPACE.sub(" ", unicodedata.normalize("NFKC", text).casefold()).strip()
+    # Folding takes some letters apart, such as a Turkish capital I with its dot.
+    composed = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    folded = _SPACE.sub(" ", composed).strip()
     start, end = 0, len(folded)
     while start < end and _is_around(folded[start]):
         start += 1

@@ -19,6 +19,8 @@ from harvester.teacher.limiter.limits import DAY_S, HOUR_S, MINUTE_S, MONTH_S, S
 # The periods of limits; one that follows from numbers is the nearest of these, if it is near enough.
 PERIODS_S = (SECOND_S, 2.0, 5.0, 10.0, 30.0, MINUTE_S, HOUR_S, DAY_S, MONTH_S)
 _NEAR = 1.6
+# No server means a smaller limit than this: of a minute, it would hold the next request for most of a day.
+LEAST_LIMIT = 1e-3
 # A reset in whole seconds below this is too coarse to compute with.
 LEAST_WHOLE_S = 5.0
 # This many replies in a row must give the same computed period: where a reset is the end of a window and not
@@ -83,7 +85,7 @@ def parse_rate_headers(headers: Mapping[str, str]) -> tuple[RateHeader, ...]:
 def _rate_header(subject: str, values: Mapping[str, str], date: str | None) -> RateHeader | None:
     limit = quota_number(values.get("limit"))
     quantity = _quantity(subject)
-    if limit is None or limit <= 0 or quantity is None:
+    if limit is None or limit < LEAST_LIMIT or quantity is None:
         return None
     remaining, reset_s = quota_number(values.get("remaining")), reset_seconds(values.get("reset"), date)
     period_s = _stated_period_s(subject, values)
@@ -127,6 +129,8 @@ def _period_of_numbers(limit: float, remaining: float | None, reset_s: float | N
     if remaining is None or not reset_s or not 0 <= remaining < limit:
         return None
     seconds = reset_s * limit / (limit - remaining)
+    if not 0 < seconds < math.inf:  # such numbers are too large or too small to divide
+        return None
     nearest = min(PERIODS_S, key=lambda period: abs(math.log(period / seconds)))
     is_near = 1 / _NEAR < nearest / seconds < _NEAR
     return nearest if is_near and nearest <= DAY_S and nearest >= reset_s / _NEAR else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from harvester.api.http_values import quota_number, reset_seconds
@@ -80,18 +80,42 @@ def test_a_limit_in_every_form(
 
 NAMES = (
     "x-ratelimit-limit-requests",
+    "x-ratelimit-remaining-requests",
     "x-ratelimit-reset-requests",
     "date",
     "ratelimit-limit",
+    "ratelimit-remaining",
     "ratelimit-reset",
+)
+NUMBERS = st.sampled_from(
+    ["0", "5e-324", "1e-300", "1e-9", "0.5", "1", "60", "1e18", "1e200", "1.7e308", "1h"]
 )
 
 
-@given(st.dictionaries(st.sampled_from(NAMES), st.text(max_size=30)))
+@given(st.dictionaries(st.sampled_from(NAMES), NUMBERS | st.text(max_size=30)))
+@example({"x-ratelimit-limit-requests": "5e-324"})
+@example(
+    {
+        "ratelimit-limit": "1e308",
+        "ratelimit-remaining": "1",
+        "ratelimit-reset": "100",
+    }
+)
+@example(
+    {
+        "ratelimit-limit": "1e308",
+        "ratelimit-remaining": "1e307",
+        "ratelimit-reset": "5e-324",
+    }
+)
 def test_no_header_crashes_or_gives_an_impossible_rate(headers: dict[str, str]) -> None:
     for header in parse_rate_headers(headers):
         assert 0 < header.rate < float("inf")
         assert header.reset_s is None or header.reset_s >= 0
+    limiter = Limiter(LimitsSection(), 0.0)
+    limiter.learn_from_headers(headers, 1.0)
+    limiter.enter(Charge(1, 1), 1.0)
+    assert 0 <= limiter.wait_s(Charge(1, 1), 1.0) < float("inf")
 
 
 @given(st.text(max_size=12))

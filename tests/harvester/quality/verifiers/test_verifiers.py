@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
+import unicodedata
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from harvester.errors import ConfigError
@@ -201,10 +202,19 @@ def test_unverifiable_answers_count_in_no_pass_rate():
     assert facts["pass_at"] == {"1": {"value": 0.5, "prompts": 1}, "2": {"value": 1.0, "prompts": 1}}
 
 
-@given(st.text(max_size=40))
+# Letters that folding or composition changes, and marks that compose with letters before them.
+SHIFTING = st.sampled_from(
+    "aIi\u0130\u1e9e\u0390\u1f9f\u1fac\ufb03\u03a9 .'\u0301\u0304\u0306\u0307\u0308\u033b\u0343\u0344\u0345"
+)
+
+
+@given(st.text(max_size=40) | st.text(SHIFTING, max_size=8))
+@example("I\u0307\u033b")
+@example("\u1f9f\u0304")
 def test_normalising_twice_changes_nothing(text: str):
     once = comparisons.normalise(text)
     assert comparisons.normalise(once) == once
+    assert unicodedata.is_normalized("NFKC", once)
 
 
 @given(st.decimals(allow_nan=False, allow_infinity=False, places=3, min_value=-(10**9), max_value=10**9))
