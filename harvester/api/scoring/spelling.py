@@ -55,7 +55,8 @@ def _spell_from(pieces: Sequence[str], token: int, text: bytes, most_after: int)
     while at < len(text):
         if token >= len(pieces):
             return None
-        size = _bytes_at(pieces[token], text, at)
+        # U+FFFD may be a character of the text or a part of one: a token with it is never read as it is.
+        size = None if _is_lossy(pieces[token]) else _bytes_at(pieces[token], text, at)
         if size is not None:
             spans.append((token, token + 1, at, at + size))
             token, at = token + 1, at + size

@@ -31,7 +31,11 @@ def prompt_of(**line):
     return to_prompt(line, file="a.jsonl", line=1)
 
 
-@given(st.lists(st.text(min_size=1, max_size=6), min_size=1, max_size=12), st.data())
+# Characters of every length in UTF-8, and U+FFFD, which stands in a text as it does for a lost part.
+LOSSY = st.text("a é漢😀\ufffd", min_size=1, max_size=6)
+
+
+@given(st.lists(st.text(min_size=1, max_size=6) | LOSSY, min_size=1, max_size=12), st.data())
 def test_tokens_spell_their_text_however_lossily_they_arrive(words, data):
     raw = "".join(words).encode("utf-8", "replace")
     cuts = sorted(data.draw(st.sets(st.integers(1, max(1, len(raw) - 1)), max_size=8)) | {0, len(raw)})
@@ -58,6 +62,9 @@ def test_tokens_spell_their_text_however_lossily_they_arrive(words, data):
         (["Hello", "Ġworld"], "Hello world", [(0, 1), (1, 2)]),
         (["a", "�", "�", "b"], "aéb", [(0, 1), (1, 3), (3, 4)]),
         (["a", " �", "�"], "a é", [(0, 1), (1, 3)]),
+        (["�", "�"], "�", [(0, 2)]),
+        (["a�", "��"], "a�", [(0, 2)]),
+        (["a", "�", "b"], "a�b", [(0, 1), (1, 2), (2, 3)]),
         (["a", "", "b"], "a<|end|>b", [(0, 1), (1, 2), (2, 3)]),
         (["a", "c"], "ab", None),
         (["a"], "ab", None),
