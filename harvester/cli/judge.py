@@ -53,6 +53,8 @@ def judge(
 
     signals.end_at_once()
     loaded, root = settings.load(config), config.resolve().parent
+    if verdicts_file is not None:
+        judging.check_target(loaded, root, verdicts_file)
     written = judging.write_prompts(loaded, root)
     if prompts_only:
         data = {"prompts": written.prompts, "rows": written.rows, "left_out": dict(written.left_out)}

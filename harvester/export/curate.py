@@ -139,6 +139,12 @@ def _load(path: Path) -> CurateConfig:
                 place=place,
                 remedy='corpus = "store", out = "curated"',
             )
+        if data[name] == "~" or data[name].startswith("~/"):
+            raise ConfigError(
+                f"{name!r}: ~ is not replaced here",
+                place=file.place_of((name,)),
+                remedy=f"write the whole path, or './{data[name]}' for that name",
+            )
     entries = data.get("filters", list(DEFAULT_FILTERS))
     if not isinstance(entries, list):
         raise ConfigError(

@@ -19,13 +19,16 @@ import orjson
 
 from harvester.config.config import HarvestConfig
 from harvester.config.judge_section import JudgeSection
+from harvester.errors import ConfigError
 from harvester.export.verdicts import FIELD, Order, Task, Verdicts, required_section, rubric_id
 from harvester.prompts.template import PromptTemplate
 from harvester.run.judged_rows import JudgedRow, rows_of
 from harvester.store.journal.sqlite import disk_error
 from harvester.store.reader import Corpus
-from harvester.system import own_files
+from harvester.system import output_path, own_files
 
+# What a file of verdicts begins with.
+_VERDICT = b'{"id":'
 _REPLY_COLUMNS = ("key", "messages", "completion", "metadata_json", "sample_index")
 _JSON = {
     "": '{"score": NUMBER, "reason": "one sentence"}',
@@ -121,6 +124,15 @@ class _Writer:
         return {"id": task.prompt_id, "prompt": text, FIELD: task.as_field()}
 
 
+def check_target(config: HarvestConfig, root: Path, path: Path) -> None:
+    """Check, before anything is paid, that verdicts can be written to a file; raises as `write_verdicts`."""
+    section = required_section(config)
+    for corpus in filter(None, (config.store.path, section.corpus, section.against)):
+        output_path.check(path, root / corpus, _VERDICT)
+    if section.pairs is not None and path.resolve() == (root / section.pairs).resolve():
+        raise ConfigError("holds the pairs that are judged", place=str(path), remedy="name a new file")
+
+
 def write_verdicts(config: HarvestConfig, root: Path, verdicts: Verdicts, path: Path) -> None:
     """Write a line of JSON for each row: its id and key, and what the judge said of it.
 
@@ -128,20 +140,18 @@ def write_verdicts(config: HarvestConfig, root: Path, verdicts: Verdicts, path: 
     null without a verdict. `left_out` says why the judge was not asked.
 
     Raises:
-        ConfigError: as `judged_rows.rows_of`. StoreError: the file can't be written.
+        ConfigError: as `judged_rows.rows_of`; the file can't be written, or another one is there.
+        StoreFull: the disk is full.
     """
     section = required_section(config)
-    try:
-        with own_files.replacing(path) as file:
-            for row in rows_of(section, root):
-                line: dict[str, Any] = {"id": row.id, "sample": row.sample_index, "key": row.key}
-                if section.compares:
-                    line |= {"winner": verdicts.winner(row.key), "orders": verdicts.orders(row.key)}
-                else:
-                    line["score"] = verdicts.score(row.key)
-                file.write(orjson.dumps({**line, "left_out": row.left_out or None}) + b"\n")
-    except OSError as error:
-        raise disk_error(error, path) from None
+    with output_path.replacing(path, root / config.store.path, _VERDICT) as file:
+        for row in rows_of(section, root):
+            line: dict[str, Any] = {"id": row.id, "sample": row.sample_index, "key": row.key}
+            if section.compares:
+                line |= {"winner": verdicts.winner(row.key), "orders": verdicts.orders(row.key)}
+            else:
+                line["score"] = verdicts.score(row.key)
+            file.write(orjson.dumps({**line, "left_out": row.left_out or None}) + b"\n")
 
 
 def _repair_lines(config: HarvestConfig, root: Path, repairs: frozenset[Task]) -> Iterator[dict[str, Any]]:

@@ -17,26 +17,30 @@ _REMEDY = "name a file in a folder of your own"
 
 
 @contextmanager
-def replacing(path: Path, store: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path, store: Path, ours: bytes = b"") -> Iterator[BinaryIO]:
     """Give a new file that replaces `path` when the block ends without an error.
 
     A collector of metrics reads it as another user, so it can be read by everybody, but not in the store.
 
+    Args:
+        ours: what every file of this kind begins with: a file that begins otherwise is not replaced.
+
     Raises:
-        ConfigError: nothing can be written there, or it is a folder, a device or a file of the store.
+        ConfigError: nothing can be written there, or it is a folder, a device, a file of the store or one
+            of another kind.
         StoreFull: the disk is full.
     """
     with _config_errors(path):
-        _refuse(path, store)
+        _refuse(path, store, ours)
         is_inside = path.parent.resolve() == store.resolve() and path.suffix != ".prom"
         with own_files.replacing(path, own_files.PRIVATE if is_inside else _READABLE) as file:
             yield file
 
 
-def check(path: Path, store: Path) -> None:
+def check(path: Path, store: Path, ours: bytes = b"") -> None:
     """Check that `path` can be written, by writing and removing a file beside it; raises as `replacing`."""
     with _config_errors(path):
-        _refuse(path, store)
+        _refuse(path, store, ours)
         hidden = own_files.temporary_name(path)
         os.close(own_files.open_file(hidden, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
         hidden.unlink()
@@ -50,7 +54,7 @@ def _config_errors(path: Path) -> Iterator[None]:
         raise refused(error, path, _REMEDY) from None
 
 
-def _refuse(path: Path, store: Path) -> None:
+def _refuse(path: Path, store: Path, ours: bytes) -> None:
     if not path.name or path.is_dir():
         raise ConfigError("is a folder", place=str(path), remedy=_REMEDY)
     if path.exists() and not path.is_file():
@@ -62,6 +66,17 @@ def _refuse(path: Path, store: Path) -> None:
             place=str(path),
             remedy="in the store only NAME.html or NAME.prom",
         )
+    if ours and path.exists() and not _begins_with(path, ours):
+        raise ConfigError(
+            "another file is there, and would be lost", place=str(path), remedy="name a new file"
+        )
+
+
+def _begins_with(path: Path, ours: bytes) -> bool:
+    """Whether a file is empty, or begins so."""
+    with path.open("rb") as file:
+        start = file.read(len(ours))
+    return not start or start == ours
 
 
 def check_folder(path: Path) -> None:

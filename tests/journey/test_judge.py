@@ -165,6 +165,26 @@ def test_pairs_of_a_file_are_compared_and_equal_ones_asked_once(tmp_path: Path, 
     assert (both.returncode, "either corpus" in both.stderr) == (2, True)
 
 
+@pytest.mark.parametrize(
+    "target", ["judge.toml", "pairs.jsonl", "notes.txt", "no/v.jsonl", "judged/v.jsonl", "."]
+)
+def test_verdicts_never_replace_another_file_and_that_is_said_before_anything_is_paid(
+    tmp_path: Path, mock_teacher: Mocks, target: str
+) -> None:
+    mock = mock_teacher()
+    path = write_judge(tmp_path, mock)
+    path.write_text(path.read_text().replace('corpus = "store"', 'pairs = "pairs.jsonl"'))
+    pair = {"id": "a", "prompt": "What is 1 + 2?", "answer": "3", "other": "4"}
+    (tmp_path / "pairs.jsonl").write_bytes(json.dumps(pair, separators=(",", ":")).encode() + b"\n")
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "judged").mkdir()
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()}
+    done = harvester("judge", path, "--verdicts", tmp_path / target)
+    assert (done.returncode, "error[config]" in done.stderr) == (2, True), done.stderr
+    assert mock.totals()["requests"] == 0
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()} == before
+
+
 def test_another_rubric_judges_anew_and_the_old_verdicts_do_not_count(
     harvested: Path, mock_teacher: Mocks
 ) -> None:

@@ -449,6 +449,32 @@ def test_an_emptied_journal_beside_shards_is_not_taken_for_a_new_store(tmp_path:
     assert "put journal.db back from a copy" in verified.stderr
 
 
+@pytest.mark.parametrize("command", ["report", "metrics"])
+def test_a_page_or_metrics_replace_no_file_of_another_kind(tmp_path: Path, command: str) -> None:
+    shutil.copytree(EARLIER_STORE, tmp_path / "store")
+    mine, new, words = (
+        tmp_path / "harvest.toml",
+        tmp_path / "new",
+        (command, str(tmp_path / "store"), "--out"),
+    )
+    mine.write_text("# my settings\n")
+    done = harvester(*words, str(mine))
+    assert (done.returncode, "another file is there" in done.stderr) == (2, True), done.stderr
+    assert mine.read_text() == "# my settings\n"
+    for _ in range(2):  # the second one replaces its own
+        assert harvester(*words, str(new)).returncode == 0
+
+
+def test_a_curated_corpus_is_not_written_to_a_folder_called_tilde(tmp_path: Path) -> None:
+    shutil.copytree(EARLIER_STORE, tmp_path / "store")
+    config_file = tmp_path / "curate.toml"
+    config_file.write_text('corpus = "store"\nout = "~/curated"\n')
+    done = harvester("curate", str(config_file))
+    assert (done.returncode, "~ is not replaced" in done.stderr) == (2, True), done.stderr
+    assert f"{config_file}:2" in done.stderr
+    assert not (tmp_path / "~").exists()
+
+
 WRONG_PROMPTS = {
     "a.csv": (b"id,prompt\n1,one, two\n", "stands in quotes"),
     "b.csv": (b'prompt\n"a "quote" here"\n', "written twice"),

@@ -28,6 +28,10 @@ Labels = Mapping[str, str]
 Series = tuple[str, Labels, float]  # suffix of the name, labels, value
 
 
+# What the text of any store begins with.
+_BEGINNING = b"# HELP harvester_"
+
+
 def metrics_text(store: Path) -> str:
     """Return all metrics of a store as text.
 
@@ -45,7 +49,7 @@ def write_textfile(store: Path, out: Path) -> None:
         StoreError: the store can't be read. ConfigError: the file can't be written.
     """
     text = metrics_text(store)
-    with output_path.replacing(out, store) as file:
+    with output_path.replacing(out, store, _BEGINNING) as file:
         file.write(text.encode())
         os.fchmod(file.fileno(), 0o644)  # whatever the umask is
 
@@ -62,7 +66,7 @@ def updating_textfile(
     Raises:
         ConfigError: nothing can be written there, as far as can be seen before the block begins.
     """
-    output_path.check(out, store)
+    output_path.check(out, store, _BEGINNING)
     over = threading.Event()
     complained = False
 

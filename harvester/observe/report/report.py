@@ -65,7 +65,7 @@ def write_report(
     account = gather(store, card=judged.read_scorecard(scorecard), training=judged.read_training(training))
     text = html.document(overview(account), samples_view(account.statistics, account.samples))
     output_path.folder(out.parent)
-    with output_path.replacing(out, store) as file:
+    with output_path.replacing(out, store, b"<!doctype html>") as file:
         file.write(text.encode())
     return out
 
