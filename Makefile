@@ -6,8 +6,8 @@ SOAK_SECONDS ?= 720
 # Hundreds of the tests' processes would otherwise compile the package anew, a third of a second each.
 unexport PYTHONDONTWRITEBYTECODE
 # pip compiles what it installs on one core, and all of it: `compileall` takes them all. What is left out here, hundreds
-# of models above all, is compiled when it is first imported.
-UNCOMPILED := /(models|tests?|testing|benchmarks|examples)/
+# of models above all, is compiled when it is first imported: of most of it that is never.
+UNCOMPILED := /(models|tests?|testing|benchmarks|examples|_inductor|onnx|moto|sqlalchemy|selenium|debugpy|pip|mypyc?|networkx)/
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed

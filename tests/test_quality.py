@@ -260,7 +260,7 @@ def check_that_short_scores_equal_the_scorecard(trainings):
     assert (again / "calibration.json").read_text() == (scored / "calibration.json").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.long  # many processes; the parts are tested above, and a harvest with its training by `distil`
 def test_a_smoke_of_all_parts(tmp_path):
     command = [sys.executable, "-m", "benchmarks.quality", "--smoke", "--out", str(tmp_path)]
     root = Path(__file__).parent.parent

@@ -145,7 +145,7 @@ FIXED_BYTES = 48 << 20
 @pytest.mark.slow  # the base must be large enough to show a copy of itself
 def test_an_export_holds_the_base_and_little_more(tmp_path, fork_server):
     """Measured in a process of its own. Three copies of the model in fp32 took 12 bytes a parameter."""
-    wide = {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 12, "vocab_size": 320}
+    wide = {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 6, "vocab_size": 320}
     config = wide_student(tmp_path, "mixtral", wide)
     ended = fork_server("export", toml=tmp_path / "train.toml", out=tmp_path / "memory.json")
     assert ended["code"] == 0, ended["err"]
