@@ -51,6 +51,11 @@ def _server() -> _Server:
     return _Server()
 
 
+def program(module: str) -> list[str]:
+    """Return the words with which another program starts `python -m module` as a fork of the server."""
+    return [sys.executable, "-IS", str(ROOT / "tests" / "fork_client.py"), _server().path, module]
+
+
 class Command:
     """A command under way: the part of `subprocess.Popen` that tests use, with text streams."""
 

@@ -38,7 +38,7 @@ def run_harvester(*words: object) -> tuple[int, dict[str, Any]]:
         The exit code as a shell shows it (128 + N after signal N), and the result that it printed as JSON;
         an empty one if it printed none.
     """
-    command = [sys.executable, "-m", "harvester", *map(str, words), "--json"]
+    command = [*program(), *map(str, words), "--json"]
     # A variable for another option would change what is made here, as HARVESTER_CURATE_OUT does.
     prefix = verb_command.variable_name("harvester", str(words[0]))
     environment = verb_command.without_variables(os.environ, [prefix], keep=_CEILINGS)
@@ -60,6 +60,11 @@ def run_harvester(*words: object) -> tuple[int, dict[str, Any]]:
             raise
     code = process.returncode
     return code if code >= 0 else 128 - code, _last_object(output)
+
+
+def program() -> list[str]:
+    """Return the words that start the harvester, before those of a command."""
+    return [sys.executable, "-m", "harvester"]
 
 
 def end_with(parent: int) -> Callable[[], None] | None:

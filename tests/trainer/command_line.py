@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests import commands
 from tests.trainer import tiny
+from trainer import harvester_process
 from trainer.cli import main as cli
 
 RunTrainer = Callable[..., tuple[int, str, str]]
@@ -16,7 +18,11 @@ RunTrainer = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def run_trainer(monkeypatch, capsys) -> RunTrainer:
-    """`run_trainer("train", toml)` -> (exit code, stdout, stderr)."""
+    """`run_trainer("train", toml)` -> (exit code, stdout, stderr).
+
+    A harvest is a process of its own, forked from one that has imported the harvester.
+    """
+    monkeypatch.setattr(harvester_process, "program", lambda: commands.program("harvester"))
 
     def run(*words: object) -> tuple[int, str, str]:
         handler = signal.getsignal(signal.SIGTERM)

@@ -16,9 +16,13 @@ from typing import IO, Any
 
 import pytest
 
+from tests import commands
 from tests.trainer import tiny
 from trainer import config as settings
 from trainer.training.train import Trained, train
+
+# Commands of the trainer that run the harvester.
+HARVESTING = frozenset({"curve", "distil", "evaluate", "loop", "onpolicy"})
 
 ForkServer = Callable[..., dict[str, Any]]
 
@@ -76,6 +80,8 @@ def _asking(stream: IO[str]) -> Iterator[ForkServer]:
     """Ask the server at the other end of a stream, one command after the other."""
 
     def ask(what: str, **command: Any) -> dict[str, Any]:
+        if command.get("words", [""])[0] in HARVESTING:
+            command["harvester"] = commands.program("harvester")
         stream.write(json.dumps({"what": what, **command}, default=str) + "\n")
         stream.flush()
         return json.loads(stream.readline())

@@ -12,6 +12,7 @@ import gc
 import importlib
 import json
 import os
+import pkgutil
 import resource
 import selectors
 import signal
@@ -26,24 +27,25 @@ from tempfile import TemporaryFile
 from typing import Any
 
 import peft
+import pyarrow as pa
+import rich.live
+import rich.progress  # noqa: F401 - what shows the progress of a command
 import torch
 import transformers
 from safetensors.torch import save_file
+from transformers.models.llama import modeling_llama  # noqa: F401 - that of `tests.trainer.tiny`
 
+import trainer
 from harvester.system import failpoints
 from tests.peak_memory import status_kib
 from trainer import config as settings
+from trainer import harvester_process
 from trainer.cli import main as cli
 from trainer.data import dataset
 from trainer.data.tokens import builder
 from trainer.errors import HarvesterError
 from trainer.publish.export import export_merged
-from trainer.training import (
-    launch,
-    nodes,
-    rendezvous,
-    train,  # noqa: F401 - its modules are loaded once, here
-)
+from trainer.training import launch, nodes, rendezvous
 from trainer.training.step import Stepper
 
 # Number of the option of glibc's mallopt.
@@ -61,6 +63,8 @@ def command(request: dict[str, Any]) -> None:
         narrow(request["step_bytes"])
     if request.get("makes"):
         note_token_stores(request["makes"], locks=request["locks"])
+    if "harvester" in request:
+        harvester_process.program = lambda: request["harvester"]
     sys.argv = ["trainer", *map(str, request["words"])]
     cli.main()
 
@@ -268,12 +272,21 @@ def serve(listener: socket.socket) -> None:
                     return
 
 
+def load_all() -> None:
+    """Load once what commands load as they go: the trainer's modules, and pandas, for which pyarrow looks."""
+    for module in pkgutil.walk_packages(trainer.__path__, "trainer."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    pa.array([""])
+
+
 def main() -> None:
     """Listen on the socket of the first argument, and end in the foreground once clients can connect.
 
     The server itself goes on in a fork, since it may outlive the test process that started it.
     """
     torch.set_num_threads(1)
+    load_all()
     path = Path(sys.argv[1])
     listener = socket.socket(socket.AF_UNIX)
     path.unlink(missing_ok=True)  # of a server that has ended
