@@ -66,7 +66,7 @@ def _refuse(path: Path, store: Path, ours: bytes) -> None:
             place=str(path),
             remedy="in the store only NAME.html or NAME.prom",
         )
-    if ours and path.exists() and not _begins_with(path, ours):
+    if ours and path.is_file() and not path.is_symlink() and not _begins_with(path, ours):
         raise ConfigError(
             "another file is there, and would be lost", place=str(path), remedy="name a new file"
         )
