@@ -29,7 +29,7 @@ from harvester.store.journal.checksums import (
     translate_value_errors,
 )
 from harvester.store.journal.records import ShardEntry
-from harvester.store.shards import batching
+from harvester.store.shards import batching, foreign_columns
 from harvester.store.shards.chosen_rows import read_chosen
 from harvester.store.shards.manifest import manifest_rows
 from harvester.store.shards.parquet_file import lineages_in
@@ -270,7 +270,7 @@ class Corpus:
             _require_columns(file, columns, entry.name)
             for batch in chain.from_iterable(batching.batch_group(file, group, columns) for group in groups):
                 _require_values(batch, entry.name)
-                yield batch.select(list(columns))
+                yield _as_written(batch.select(list(columns)), entry.name)
 
     @contextlib.contextmanager
     def snapshot(
@@ -314,7 +314,7 @@ class Corpus:
                     _require_columns(file, columns, entry.name)
                     for batch in batching.batch_file(file, columns):
                         _require_values(batch, entry.name)
-                        yield batch.select(list(columns))
+                        yield _as_written(batch.select(list(columns)), entry.name)
 
     def count(self) -> int:
         """Count the answers. `samples` may yield more, as prompts may share an answer."""
@@ -484,7 +484,7 @@ def _lineages(connection: sqlite3.Connection, store: Path) -> dict[int, Lineage]
 
 
 def _require_columns(file: pq.ParquetFile, wanted: Sequence[str], place: str) -> None:
-    """Refuse a file that lacks a column, or has it twice.
+    """Refuse a file that lacks a column, has it twice, or holds values of another kind in it.
 
     Raises:
         StoreFormatError: names the columns.
@@ -495,16 +495,34 @@ def _require_columns(file: pq.ParquetFile, wanted: Sequence[str], place: str) ->
         raise StoreFormatError(
             f"lacks columns, or has them twice: {', '.join(wrong)}", place=place, remedy=_OURS
         )
+    for name in wanted:
+        if name in names and (what := foreign_columns.unreadable_type(file.schema_arrow.field(name))):
+            raise StoreFormatError(what, place=place, remedy=foreign_columns.REMEDY)
 
 
 def _require_values(batch: pa.RecordBatch, place: str) -> None:
-    """Refuse nulls in columns that always have a value.
+    """Refuse nulls in columns that always have a value, and values that no harvest writes.
 
     Raises:
-        StoreCorrupt: names the column.
+        StoreCorrupt, StoreFormatError: names the column.
     """
     if names := columns_with_nulls(batch):
         raise StoreCorrupt(f"column {names[0]} lacks values", place=place)
+    if what := foreign_columns.odd_values(batch):
+        raise StoreFormatError(what, place=place, remedy=foreign_columns.REMEDY)
+
+
+def _as_written(batch: pa.RecordBatch, place: str) -> pa.RecordBatch:
+    """Return the columns of a batch in the types of the schema.
+
+    Raises:
+        StoreFormatError: a value can't be converted.
+    """
+    try:
+        return foreign_columns.as_written(batch)
+    except pa.ArrowException as error:
+        message = f"a column can't be converted: {error}"
+        raise StoreFormatError(message, place=place, remedy=foreign_columns.REMEDY) from None
 
 
 def _projected(sample: Sample, wanted: Sequence[str]) -> Sample:

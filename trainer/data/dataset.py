@@ -327,7 +327,7 @@ def nothing_chosen(config: TrainConfig, left_out: int) -> DataError:
 
 def nothing_to_learn(config: TrainConfig, excluded: Mapping[str, int]) -> DataError:
     """Return the error of a corpus of which no row can be learned."""
-    counts = ", ".join(f"{n} {reason}" for reason, n in sorted(excluded.items()))
+    counts = ", ".join(f"{n} {reason}" for reason, n in sorted(excluded.items()) if n)
     return DataError(
         f"no row can be learned: {counts or 'all rows are held out'}",
         place=str(config.corpus),

@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -64,6 +66,30 @@ def test_soft_targets_change_what_is_learned_and_resume_to_the_same_bits(tmp_pat
     assert "| soft targets | 100.0% of" in card
     lineage = json.loads((whole.parent / "out" / "adapter" / "lineage.json").read_text(encoding="utf-8"))
     assert "8 rows have none" in lineage["soft_targets"]
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_log_probabilities_that_another_program_wrote_are_the_same_numbers(tmp_path, monkeypatch, stored):
+    if stored:
+        monkeypatch.setattr(dataset, "STORED_ROWS", 1)
+    number, data = pa.float64(), pa.large_binary()
+    listed = pa.struct(
+        [("logprob", number), ("bytes", data), ("id", pa.int64()), ("token", pa.large_string())]
+    )
+    token = pa.struct([("top", pa.large_list(listed)), *((f.name, f.type) for f in listed)])
+    mine = tiny.train_toml(tmp_path / "mine", rows(), train=SOFT)
+    other = tiny.train_toml(tmp_path / "other", rows(), train=SOFT)
+    (shard,) = (other.parent / "store" / "shards").glob("*.parquet")
+    table = pq.read_table(shard)
+    place = table.column_names.index("logprobs")
+    kind = pa.large_list(token)
+    changed = table.set_column(place, "logprobs", pa.array(table.column(place).to_pylist(), kind))
+    pq.write_table(changed.replace_schema_metadata(table.schema.metadata), shard)
+    assert pq.read_schema(shard).field("logprobs").type != table.schema.field("logprobs").type
+    for toml in (mine, other):
+        assert any("100.0% of" in note for note in train(settings.load(toml)).notes)
+    wanted, read = adapter_of(mine), adapter_of(other)
+    assert all(torch.equal(wanted[name], read[name]) for name in wanted)
 
 
 @pytest.mark.parametrize("before", ["auto", "off"])
