@@ -11,8 +11,12 @@ from typing import Literal
 import typer
 
 from harvester.cli.commands import PREPARE, HarvesterApp
-from harvester.cli.console import JSON, emit
+from harvester.cli.console import JSON, emit, message
 from harvester.cli.run_options import CONFIG
+from harvester.errors import UsageError
+
+# How often a question is asked before the command ends.
+TRIES = 5
 
 BESIDE = typer.Option(
     Path(),
@@ -97,12 +101,42 @@ def record(beside: Path = BESIDE, as_json: bool = JSON) -> None:
 
     path = manage.ask_permission(
         beside / "permissions",
-        lambda question: str(typer.prompt(question, default="", err=True)),
+        _ask,
         isatty=sys.stdin.isatty(),
     )
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     lines = [f"recorded in {path}; its hash goes into the lineage of the answers harvested under it"]
     emit({"permission": str(path), "sha256": sha256}, lines, as_json=as_json)
+
+
+def _ask(question: str) -> str:
+    """Ask at the terminal; a wrong answer is asked for again.
+
+    Raises:
+        UsageError: the input ended, or no answer was right. KeyboardInterrupt: Ctrl-C.
+    """
+    from harvester.terms.manage import problem_of
+
+    problem = ""
+    for _ in range(TRIES):
+        try:
+            answer = str(typer.prompt(question, default="", show_default=False, err=True))
+        except typer.Abort as error:
+            if isinstance(error.__context__, KeyboardInterrupt):
+                raise KeyboardInterrupt from None
+            message("")  # ends the line of the question
+            raise UsageError(
+                "the input ended before all questions were answered; nothing was written",
+                place="stdin",
+                remedy="answer them to the end; the same command begins again",
+            ) from None
+        problem = problem_of(question, answer)
+        if not problem:
+            return answer
+        message(problem)
+    raise UsageError(
+        problem, place=question, remedy="the same command begins again; nothing was written so far"
+    )
 
 
 def review(
@@ -138,7 +172,7 @@ def new(beside: Path = BESIDE, as_json: bool = JSON) -> None:
 
     path, record = manage.ask_record(
         beside / "terms",
-        lambda question: str(typer.prompt(question, default="", show_default=False, err=True)),
+        _ask,
         isatty=sys.stdin.isatty(),
     )
     lines = [f"written to {path}: {record.verdict}", f'declare it: [teacher] terms = "{record.id}"']

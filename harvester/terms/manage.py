@@ -234,6 +234,44 @@ RECORD_QUESTIONS = (
 )
 
 
+# Answers out of a list, days, and what may be left empty; by the name of the question.
+_CHOICES = {"layer": LAYERS[:2], "verdict": tuple(SEVERITY), "basis": BASES, "read": ("y", "yes", "n", "no")}
+_DAYS = frozenset({"granted_on", "expires"})
+_MAY_BE_EMPTY = frozenset({"host of a record", "uses", "expires"})
+_RECORD_ID, _PERMISSION_ID = re.compile(r"[a-z0-9][a-z0-9.-]*"), re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
+_NAMES = {
+    **{question: name for name, question in QUESTIONS},
+    **{question: f"{name} of a record" for name, question in RECORD_QUESTIONS},
+}
+
+
+def problem_of(question: str, answer: str) -> str:
+    """Return what is wrong with an answer by itself, so that the question can be asked again; "" for nothing.
+
+    Args:
+        question: as `ask_permission` and `ask_record` ask it.
+    """
+    full, answer = _NAMES[question], answer.strip()
+    name = full.removesuffix(" of a record")
+    if not answer:
+        return "" if full in _MAY_BE_EMPTY else "an answer is needed"
+    given = answer.lower() if name == "read" else answer
+    if name in _CHOICES and given not in _CHOICES[name]:
+        return f"{answer!r} is none of {', '.join(_CHOICES[name])}"
+    if name == "uses" and (wrong := {each.strip() for each in answer.split(",")} - set(USES)):
+        return f"{min(wrong)!r} is none of {', '.join(USES)}"
+    if name == "id" and not (_PERMISSION_ID if full == name else _RECORD_ID).fullmatch(answer):
+        return f"{answer!r} is not a name of small letters, digits, dots and dashes"
+    if full == "host" and any(sign in answer for sign in "*?["):
+        return f"{answer!r} is a pattern, and one exact name is needed"
+    if name in _DAYS:
+        try:
+            date.fromisoformat(answer)
+        except ValueError:
+            return f"{answer!r} is not a day such as 2026-11-24"
+    return ""
+
+
 def ask_record(
     folder: Path, ask: Callable[[str], str], *, isatty: bool, today: date | None = None
 ) -> tuple[Path, TermsRecord]:
