@@ -41,17 +41,17 @@ def measure(student: Any, config: Any, renderer: Any, held_out: Sequence[Any]) -
     Args:
         student: base and adapter.
         config, renderer: of the student: a `TrainConfig` and a `chat_template.Renderer`.
-        held_out: `dataset.HeldOut` prompts with references.
+        held_out: `HeldOut` prompts with references.
     """
     import torch
 
-    from trainer.data import dataset
     from trainer.data.collator import batches
+    from trainer.data.held_out import held_out_examples
     from trainer.model import self_test
     from trainer.training.forward import supervised_logits
 
     taught = [replace(held, target_answer=held.reference) for held in held_out]
-    examples = dataset.held_out_examples(taught, renderer, config)
+    examples = held_out_examples(taught, renderer, config)
     forward = self_test.check_student(student, config.base)
     # A pack lays its longest example first: sorted here, so that rows of logits are found again.
     numbers = sorted(range(len(examples)), key=lambda number: -len(examples[number].ids))

@@ -12,6 +12,7 @@ from trainer import config as settings
 from trainer.data import dataset
 from trainer.data.chat_template import Example, Renderer
 from trainer.data.collator import collate
+from trainer.data.held_out import held_out_examples
 from trainer.data.order import Order
 from trainer.errors import StudentError
 from trainer.evaluation import evaluate
@@ -31,7 +32,7 @@ def test_a_naive_pack_has_another_loss_and_ours_has_the_true_one(learned):
     student = model.load_trained_student(config, config.out_path / "adapter", torch.device("cpu"))
     student.set_attn_implementation(segment_attention.register())
     renderer = Renderer(model.load_tokenizer(config.base))
-    pack = dataset.held_out_examples(dataset.read(config).held_out, renderer, config)
+    pack = held_out_examples(dataset.read(config).held_out, renderer, config)
 
     def lost(examples) -> float:
         batch = collate(examples)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from harvester.store.shards.schema import Sample
 from trainer.config import TrainConfig
-from trainer.data import dataset, published_template
+from trainer.data import dataset, published_template, row_rules
 from trainer.data.chat_template import Example, Renderer
 from trainer.data.collator import collate
 from trainer.data.conversation import Conversation, conversation_of
@@ -137,8 +137,8 @@ def render_rows(
     rendered = RenderedRows(
         rows,
         tuple(conversation_of(s) for s in rows.train),
-        tuple(dataset.answer_of(s, config.data) for s in rows.train),
-        tuple(dataset.reasoning_of(s, config.data) for s in rows.train),
+        tuple(row_rules.answer_of(s, config.data) for s in rows.train),
+        tuple(row_rules.reasoning_of(s, config.data) for s in rows.train),
         tuple(with_soft),
         published_template.keeps_reasoning(config, renderer),
         config.base,

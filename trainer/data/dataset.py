@@ -16,9 +16,8 @@ import numpy.typing as npt
 
 from harvester.api.types import OF_TEXTS, Outcome
 from harvester.export.cards.curation import decontaminated_share
-from harvester.export.score import candidate_of
-from harvester.quality.held_out import is_drawn, named_split, prompt_key
-from harvester.quality.verifiers.verifiers import Candidate, Verifiers
+from harvester.quality.held_out import prompt_key
+from harvester.quality.verifiers.verifiers import Verifiers
 from harvester.store.mixing import COLUMNS as MIXING_COLUMNS
 from harvester.store.mixing import Mixing
 from harvester.store.reader import Corpus
@@ -30,15 +29,23 @@ from trainer.config import DataSection, TrainConfig
 from trainer.data import answers, soft_targets
 from trainer.data.chat_template import Example, Renderer
 from trainer.data.conversation import (
-    Conversation,
     conversation_of,
     has_text_only,
     request_beyond_columns,
 )
+from trainer.data.held_out import HeldOut, held_out_examples, prompts_of_samples
+from trainer.data.row_rules import (
+    NOT_TEXT,
+    answer_of,
+    exclusion_reason,
+    longest_row,
+    reasoning_of,
+    split_of,
+    teacher_text,
+)
 from trainer.data.soft_targets import SoftReport
 from trainer.data.split_names import UnknownSplits
 from trainer.data.teacher_tokens import TeacherSignal, read_signal
-from trainer.data.token_alignment import TeacherText
 from trainer.errors import DataError, StudentError
 from trainer.model import weights
 from trainer.provenance import fingerprint, terms_check
@@ -56,14 +63,8 @@ COLUMNS_AND_REQUEST = (*COLUMNS, "request_json")
 # Rows from which a corpus has a token store. Fewer are rendered anew by each command, in some seconds.
 STORED_ROWS = 10_000
 
-# Why a row with an image is left out.
-NOT_TEXT = "content that is not text"
-
 # Columns that log-probabilities are read from.
 LOGPROB_COLUMNS = ("key", "logprobs", "request_json")
-
-# Plain text around reasoning that is learned as part of the answer.
-INLINE_REASONING = ("<think>\n", "\n</think>\n\n")
 
 # Columns that are read for the hash of a row's origin only, with the value that replaces them afterwards.
 _CLEARED_COLUMNS: dict[str, Any] = {
@@ -71,34 +72,6 @@ _CLEARED_COLUMNS: dict[str, Any] = {
     for name in fingerprint.ORIGIN_COLUMNS
     if name not in COLUMNS and name not in {"created_at", "mock"}
 }
-
-
-@dataclass(frozen=True, slots=True)
-class HeldOut:
-    """A prompt kept for evaluation and never learned from.
-
-    Attributes:
-        conversation: what the teacher was asked.
-        teacher: the teacher's first answer; None if it gave none that is usable.
-        target_answer: that answer as it would be learned.
-        target_reasoning: its reasoning as it would be learned; None unless `[data] reasoning = "keep"`.
-        candidates: all of the teacher's answers, for the verifiers.
-    """
-
-    prompt_id: str
-    conversation: Conversation
-    reference: str | None
-    task: str
-    split: str
-    teacher: str | None
-    target_answer: str | None = None
-    target_reasoning: str | None = None
-    candidates: tuple[Candidate, ...] = ()
-
-    @property
-    def tags(self) -> tuple[str, ...]:
-        """Tags of the prompt."""
-        return self.candidates[0].tags if self.candidates else ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,16 +148,6 @@ class Dataset:
     def tokens(self) -> int:
         """Tokens that all examples feed to the model."""
         return int(self.lengths.sum(dtype=np.int64))
-
-
-def longest_row(config: TrainConfig) -> int:
-    """Return the tokens of the longest row to learn: `[train] max_length`, or all that the base can read."""
-    most = config.train.max_length
-    if not weights.context_length(config.base) < most:
-        return most
-    from trainer.model import self_test  # loads torch
-
-    return min(most, self_test.position_limit(config.base) or most)
 
 
 def context_notes(lengths: npt.NDArray[np.int32], config: TrainConfig) -> list[str]:
@@ -291,7 +254,7 @@ def read(config: TrainConfig, only: Collection[str] | None = None, *, learns: bo
     excluded.update(chosen.excluded)
     if not chosen.samples:
         raise nothing_to_learn(config, excluded)
-    held_out = held_out_prompts(samples, splits, config.data)
+    held_out = prompts_of_samples(samples, splits, config.data)
     signal = None
     if learns and config.train.soft_targets == "auto":
         signal = read_signal(corpus.batches(LOGPROB_COLUMNS), {sample.key for sample in chosen.samples})
@@ -345,31 +308,6 @@ def nothing_fits(config: TrainConfig) -> DataError:
         if most == config.train.max_length
         else "take a base that reads longer rows: this one has no positions for more",
     )
-
-
-def held_out_examples(
-    held_out: Sequence[HeldOut], renderer: Renderer, config: TrainConfig
-) -> tuple[Example, ...]:
-    """Render the teacher's held-out answers as if they were to be learned; leave out those too long."""
-    return tuple(example for _, example in held_out_targets(held_out, renderer, config))
-
-
-def held_out_targets(
-    held_out: Sequence[HeldOut], renderer: Renderer, config: TrainConfig
-) -> list[tuple[HeldOut, Example]]:
-    """Render the teacher's held-out answers, each with its prompt; leave out those too long."""
-    rows = [held for held in held_out if held.target_answer is not None]
-    if not rows:
-        return []
-    examples = renderer.examples(
-        [held.conversation for held in rows],
-        [held.target_answer or "" for held in rows],
-        [True] * len(rows),
-        [held.target_reasoning for held in rows],
-    )
-    pairs = zip(rows, examples, strict=True)
-    most = longest_row(config)
-    return [(held, example) for held, example in pairs if len(example.ids) <= most]
 
 
 def _read_samples(
@@ -428,15 +366,6 @@ def with_soft_targets(
     ]
     answers = [teacher_text(sample, config.data) for sample in rows.train]
     return soft_targets.attach(examples, keys, answers, rows.signal, renderer)
-
-
-def teacher_text(sample: Sample, data: DataSection) -> TeacherText:
-    """Return the bytes that the teacher generated and that are learned."""
-    text = sample.completion or ""
-    if sample.reasoning is None:
-        return TeacherText(text.encode())
-    thought = "" if data.reasoning == "drop" else sample.reasoning.strip("\n")
-    return TeacherText(text.lstrip("\n").encode(), thought.encode(), has_reasoning=True)
 
 
 def select(rows: Rows, examples: Sequence[Example], config: TrainConfig, vocabulary: int = 0) -> Dataset:
@@ -527,89 +456,3 @@ def _unlearnable(example: Example, max_length: int) -> str:
     if len(example.ids) > max_length:
         return "too long"
     return "" if example.supervised > 0 and example.prompt_length > 0 else "nothing supervised"
-
-
-def split_of(sample: Sample, key: str, data: DataSection) -> str:
-    """Return the split that a row names, else one drawn from its prompt's content.
-
-    Rows harvested for evaluation (`purpose` "eval") are never in "train".
-
-    Args:
-        key: `prompt_key` of the row's messages.
-    """
-    if named := named_split(sample.metadata, data.split_field):
-        return "held_out" if named == "train" and sample.purpose == "eval" else named
-    return "held_out" if sample.purpose == "eval" or is_drawn(key, data.eval_share) else "train"
-
-
-def exclusion_reason(sample: Sample, data: DataSection, *, has_text: bool | None = None) -> str:
-    """Return why a row can't be learned whatever split it is in; "" if it can.
-
-    Args:
-        has_text: whether all of its messages are text; None: look.
-    """
-    if sample.outcome == Outcome.TRUNCATED:
-        if data.truncated == "exclude":
-            return "truncated"
-    elif sample.outcome != Outcome.OK:
-        return str(sample.outcome)
-    if not (sample.completion or "").strip():
-        return "empty"
-    return "" if (has_text_only(sample) if has_text is None else has_text) else NOT_TEXT
-
-
-def answer_of(sample: Sample, data: DataSection) -> str:
-    """Return the text to learn: the completion, after its reasoning if `[data] reasoning` is "inline".
-
-    Newlines between reasoning and answer are a separator that the teacher's server left there, not part of
-    the answer; the student's template writes its own.
-    """
-    answer = sample.completion or ""
-    if sample.reasoning is None:
-        return answer
-    answer, thought = answer.lstrip("\n"), sample.reasoning.strip("\n")
-    if data.reasoning == "inline" and thought:
-        return f"{INLINE_REASONING[0]}{thought}{INLINE_REASONING[1]}{answer}"
-    return answer
-
-
-def reasoning_of(sample: Sample, data: DataSection) -> str | None:
-    """Return the reasoning to learn in the template's own format; None unless `[data] reasoning` is "keep".
-
-    Newlines around it are left out: they belong to the teacher's format (see `answer_of`).
-    """
-    return ((sample.reasoning or "").strip("\n") or None) if data.reasoning == "keep" else None
-
-
-def held_out_prompts(
-    samples: Sequence[Sample], splits: Sequence[str], data: DataSection
-) -> tuple[HeldOut, ...]:
-    """Return the held-out prompts among samples, each with all of the teacher's answers.
-
-    Args:
-        samples: in order of prompt id, sample number and key. splits: of each.
-    """
-    prompts: dict[str, HeldOut] = {}
-    candidates: dict[str, list[Candidate]] = {}
-    for sample, split in zip(samples, splits, strict=True):
-        if split == "train" or not has_text_only(sample):
-            continue
-        candidates.setdefault(sample.prompt_id, []).append(candidate_of(sample))
-        if sample.prompt_id in prompts:
-            continue
-        task = sample.metadata.get("task")
-        is_usable = not exclusion_reason(sample, data)
-        is_whole = is_usable and sample.outcome == Outcome.OK
-        prompts[sample.prompt_id] = HeldOut(
-            sample.prompt_id,
-            conversation_of(sample),
-            sample.reference,
-            task if isinstance(task, str) and task else "all",
-            split,
-            sample.completion if is_usable else None,
-            answer_of(sample, data) if is_whole else None,
-            reasoning_of(sample, data) if is_whole else None,
-        )
-    return tuple(
-        replace(held, candidates=tuple(candidates[prompt_id])) for prompt_id, held in prompts.items()
-    )

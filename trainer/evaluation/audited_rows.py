@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from harvester.quality.held_out import prompt_key
 from harvester.store.shards.schema import Sample
 from trainer.config import TrainConfig
-from trainer.data import data_checks, dataset, published_template
+from trainer.data import data_checks, dataset, published_template, row_rules
 from trainer.data.chat_template import Example, Renderer
 from trainer.data.dataset import Rows
 from trainer.data.tokens import builder, corpus_rows, part_of_store
@@ -76,7 +76,7 @@ def read(config: TrainConfig, renderer: Renderer, on_progress: Progress = no_pro
         return RowsOfStore(config, renderer, builder.prepare(config, renderer, on_progress))
     rows = dataset.read(config, learns=False)
     rendered = dataset.render_samples(rows.train, renderer, config.data)
-    most = dataset.longest_row(config)
+    most = row_rules.longest_row(config)
     pairs = [
         (sample, example)
         for sample, example in zip(rows.train, rendered, strict=True)
@@ -136,7 +136,7 @@ class RowsOfStore:
     def __init__(self, config: TrainConfig, renderer: Renderer, store: TokenStore) -> None:
         reader, chosen = store.rows.reader, store.rows.chosen
         lengths = reader.column("length")[chosen]
-        fits = (lengths <= dataset.longest_row(config)) & (lengths > reader.column("prompt_length")[chosen])
+        fits = (lengths <= row_rules.longest_row(config)) & (lengths > reader.column("prompt_length")[chosen])
         self._config = config
         self._renderer = renderer
         self._store = store

@@ -22,7 +22,8 @@ from harvester.quality.verifiers.verifiers import Reason, Verifiers
 from trainer.config import TrainConfig
 from trainer.data import published_template
 from trainer.data.chat_template import Example, Renderer
-from trainer.data.dataset import INLINE_REASONING, HeldOut
+from trainer.data.held_out import HeldOut
+from trainer.data.row_rules import INLINE_REASONING
 from trainer.data.spread import spread
 from trainer.data.tokens import builder
 from trainer.data.tokens.row_texts import KeptTexts

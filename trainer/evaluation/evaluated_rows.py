@@ -14,7 +14,8 @@ import numpy as np
 from trainer.config import TrainConfig
 from trainer.data import dataset
 from trainer.data.chat_template import Example, Renderer
-from trainer.data.dataset import HeldOut, Rows
+from trainer.data.dataset import Rows
+from trainer.data.held_out import HeldOut, held_out_targets
 from trainer.data.tokens import builder, corpus_rows
 from trainer.data.tokens.builder import Progress, no_progress
 from trainer.data.tokens.stored_rows import StoredRows
@@ -55,7 +56,7 @@ def read(config: TrainConfig, renderer: Renderer, on_progress: Progress = no_pro
         return _stored(config, renderer, on_progress)
     rows = dataset.read(config, learns=False)
     _require_held_out(rows.held_out, config)
-    pairs = dataset.held_out_targets(rows.held_out, renderer, config)
+    pairs = held_out_targets(rows.held_out, renderer, config)
     targets = tuple(example for _, example in pairs)
     return EvaluatedRows(
         rows.held_out,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer.data.dataset import HeldOut
+from trainer.data.held_out import HeldOut
 from trainer.data.spread import spread
 from trainer.evaluation import neighbours, text_metrics
 from trainer.evaluation.learned_texts import LearnedText, LearnedTexts, prompt_text

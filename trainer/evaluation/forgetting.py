@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config import TrainConfig
-from trainer.data import dataset
+from trainer.data import row_rules
 from trainer.data.chat_template import Example, Renderer
 from trainer.data.conversation import Conversation
 from trainer.errors import DataError, FindingsError
@@ -60,7 +60,7 @@ def load(config: TrainConfig, renderer: Renderer) -> GeneralSet:
         [True] * len(pairs),
         [None] * len(pairs),
     )
-    most = dataset.longest_row(config)
+    most = row_rules.longest_row(config)
     kept = [
         (example, len(answer.encode()))
         for example, (_, answer) in zip(examples, pairs, strict=True)

@@ -14,7 +14,7 @@ from typing import Any
 from trainer.config import TrainConfig
 from trainer.data import published_template
 from trainer.data.chat_template import Renderer
-from trainer.data.dataset import HeldOut
+from trainer.data.held_out import HeldOut
 from trainer.data.spread import spread
 from trainer.errors import DataError, StudentError
 from trainer.evaluation import evaluated_rows, on_demand

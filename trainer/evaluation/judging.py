@@ -10,7 +10,7 @@ from typing import Any
 from harvester.quality.verifiers.pass_rates import TaskTally
 from harvester.quality.verifiers.verifiers import AnswerVerdict, Reason, Verifiers
 from trainer.config import TrainConfig
-from trainer.data.dataset import HeldOut
+from trainer.data.held_out import HeldOut
 from trainer.evaluation import comparison_choice
 from trainer.evaluation.scorecard import JudgedPrompt, wilson_interval
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from harvester.quality.verifiers.refusals import is_refusal
 from harvester.quality.verifiers.verifiers import Candidate
-from trainer.data.dataset import HeldOut
+from trainer.data.held_out import HeldOut
 from trainer.evaluation import intervals, on_demand, text_metrics
 from trainer.evaluation.scorecard import FEWEST_PROMPTS, MOST_TAGS, wilson_interval
 

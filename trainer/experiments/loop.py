@@ -17,7 +17,7 @@ from harvester.export.score import candidate_of
 from harvester.quality.held_out import prompt_key
 from harvester.quality.verifiers.verifiers import AnswerVerdict, Verifiers
 from harvester.store.reader import Corpus
-from trainer.data import dataset
+from trainer.data import dataset, row_rules
 from trainer.data.dataset import Rows
 from trainer.errors import DataError
 from trainer.evaluation.judging import verifiers_of
@@ -132,7 +132,7 @@ class Loop:
             if sample.outcome in OF_TEXTS:
                 continue
             prompt = prompt_key(sample.messages)
-            if dataset.split_of(sample, prompt, self._files.train.data) != "train":
+            if row_rules.split_of(sample, prompt, self._files.train.data) != "train":
                 held_out.add(prompt)
                 continue
             passed = self._verifiers.judge(candidate_of(sample)).verdict == AnswerVerdict.PASSED

@@ -17,9 +17,9 @@ from harvester.quality.held_out import prompt_key
 from harvester.quality.verifiers.verifiers import AnswerVerdict, Candidate, Verifiers
 from harvester.store.shards.schema import Sample
 from trainer.config import DataSection
-from trainer.data import dataset
+from trainer.data import row_rules
 from trainer.data.conversation import Conversation
-from trainer.data.dataset import HeldOut
+from trainer.data.held_out import HeldOut
 from trainer.errors import DataError
 
 # Fields of a line that are no metadata of the prompt.
@@ -173,7 +173,7 @@ def is_to_learn(prompt: PoolPrompt, data: DataSection) -> bool:
         finish_reason="",
         metadata_json=json.dumps(dict(prompt.candidate.metadata)),
     )
-    return dataset.split_of(sample, prompt.key, data) == "train"
+    return row_rules.split_of(sample, prompt.key, data) == "train"
 
 
 def _is_judgeable(prompt: PoolPrompt, verifiers: Verifiers) -> bool:

@@ -21,8 +21,8 @@ import numpy.typing as npt
 from harvester.quality.verifiers.verifiers import AnswerVerdict
 from harvester.system import failpoints
 from trainer.config import TrainConfig
-from trainer.data import dataset
-from trainer.data.dataset import HeldOut, Rows
+from trainer.data.dataset import Rows
+from trainer.data.held_out import HeldOut, held_out_examples
 from trainer.evaluation.evaluate import (
     HeldOutTest,
     answer_limit,
@@ -111,7 +111,7 @@ class Stages(Trainings):
         self.held_out = headline_split(rows.held_out)
         self._verifiers = verifiers_of(config)
         require_held_out(self.held_out, config)
-        targets = dataset.held_out_examples(self.held_out, self._renderer, config)
+        targets = held_out_examples(self.held_out, self._renderer, config)
         limit = answer_limit(
             config,
             self.held_out,
@@ -207,7 +207,7 @@ class Stages(Trainings):
         tokens: list[float] = []
         with torch.no_grad(), self_test.attention_of(student, forward.layout):
             for held in self.held_out:
-                examples = dataset.held_out_examples([held], self._renderer, self._config)
+                examples = held_out_examples([held], self._renderer, self._config)
                 count = sum(example.supervised for example in examples)
                 losses = pack_losses(student, examples, device, forward) if examples else ()
                 summed = sum(float(loss) for loss, _ in losses)

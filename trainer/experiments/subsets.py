@@ -16,7 +16,7 @@ from harvester.api.types import OF_TEXTS
 from harvester.quality.held_out import prompt_key
 from harvester.store.reader import Corpus
 from trainer.config import TrainConfig
-from trainer.data import dataset
+from trainer.data import dataset, row_rules
 from trainer.errors import ConfigError, DataError
 from trainer.experiments.curve_config import CurveConfig
 from trainer.experiments.power_law import FEWEST_SIZES
@@ -70,7 +70,7 @@ def read_paid_rows(config: TrainConfig) -> PaidRows:
         if sample.outcome in OF_TEXTS:
             continue
         prompt = prompt_key(sample.messages)
-        if dataset.split_of(sample, prompt, config.data) != "train":
+        if row_rules.split_of(sample, prompt, config.data) != "train":
             held_out.add(prompt)
             continue
         costs[sample.key] = sample.cost_microusd

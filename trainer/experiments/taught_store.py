@@ -9,7 +9,7 @@ from pathlib import Path
 from trainer.config import TrainConfig
 from trainer.data import answers, dataset
 from trainer.data.chat_template import Renderer
-from trainer.data.dataset import HeldOut
+from trainer.data.held_out import HeldOut
 from trainer.data.tokens import builder, corpus_rows, selection
 from trainer.data.tokens.row_texts import RowTexts
 from trainer.data.tokens.token_store import TokenStore

@@ -22,7 +22,8 @@ from harvester.store.shards.schema import Sample
 from harvester.system import failpoints
 from trainer.config import OutSection, TrainConfig, TrainSection
 from trainer.data.chat_template import Renderer
-from trainer.data.dataset import HeldOut, Rows
+from trainer.data.dataset import Rows
+from trainer.data.held_out import HeldOut
 from trainer.data.tokens.builder import Progress, no_progress
 from trainer.data.tokens.token_store import TokenStore
 from trainer.errors import DataError

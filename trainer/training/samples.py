@@ -16,7 +16,8 @@ import torch
 
 from trainer.config import TrainConfig
 from trainer.data import published_template
-from trainer.data.dataset import HeldOut, Rows
+from trainer.data.dataset import Rows
+from trainer.data.held_out import HeldOut
 from trainer.data.spread import spread
 from trainer.data.tokens.stored_rows import StoredRows
 from trainer.errors import DataError, OutOfMemory, StudentError

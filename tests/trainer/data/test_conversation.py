@@ -12,7 +12,7 @@ from tests.trainer import tiny
 from tests.trainer.chat_templates import SHAPES, TOOLS
 from tests.trainer.command_line import run_trainer, toml  # noqa: F401 - fixtures
 from trainer import config
-from trainer.data import dataset
+from trainer.data import dataset, row_rules
 from trainer.data.chat_template import Renderer
 from trainer.data.conversation import Conversation
 from trainer.errors import DataError, StudentError
@@ -160,9 +160,9 @@ def test_newlines_that_a_reasoning_parser_left_are_not_learned(toml):  # noqa: F
         ("inline", "<think>\nHm.\n</think>\n\nParis.", None),
     ]:
         data = config.load(toml).data.model_copy(update={"reasoning": reasoning})
-        assert dataset.answer_of(parsed, data) == answer
-        assert dataset.reasoning_of(parsed, data) == thought
-        assert dataset.answer_of(plain, data) == "\n\nRome."
+        assert row_rules.answer_of(parsed, data) == answer
+        assert row_rules.reasoning_of(parsed, data) == thought
+        assert row_rules.answer_of(plain, data) == "\n\nRome."
     renderer = Renderer(SHAPES["qwen-3"].tokenizer())
     [example] = renderer.examples([[USER]], ["Paris."], [True], ["Hm."])
     answer = {"role": "assistant", "content": "\n\nParis.", "reasoning_content": "\nHm.\n"}

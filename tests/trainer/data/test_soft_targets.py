@@ -17,7 +17,7 @@ from harvester.system.token_bytes import byte_of_character, token_bytes
 from tests.trainer import chat_templates, teacher_logprobs, tiny
 from tests.trainer.chat_templates import SHAPES
 from trainer import config as settings
-from trainer.data import data_checks, dataset, soft_targets
+from trainer.data import data_checks, dataset, row_rules, soft_targets
 from trainer.data.chat_template import Renderer
 from trainer.data.teacher_tokens import read_signal
 from trainer.model import model
@@ -55,7 +55,7 @@ def attached(rows, renderer, *, path=None, **data):
     signal = read_signal(table.to_batches(), {sample.key for sample in rows})
     config = settings.DataSection(corpus="x", **data)
     examples = dataset.render_samples(rows, renderer, config)
-    answers = [dataset.teacher_text(sample, config) for sample in rows]
+    answers = [row_rules.teacher_text(sample, config) for sample in rows]
     return soft_targets.attach(examples, [s.key for s in rows], answers, signal, renderer, path=path)
 
 

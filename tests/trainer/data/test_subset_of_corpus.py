@@ -10,7 +10,7 @@ from harvester.quality.held_out import prompt_key
 from tests.trainer import tiny
 from tests.trainer.data.test_token_store import mixed_rows, write_shards
 from trainer import config as settings
-from trainer.data import dataset
+from trainer.data import dataset, row_rules
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -19,7 +19,7 @@ def test_a_subset_is_read_as_a_corpus_of_its_own(tmp_path, seed):
     config = settings.load(tiny.train_toml(tmp_path, [], data=data))
     rows = mixed_rows()
     random.Random(seed).shuffle(rows)
-    split = {row.key: dataset.split_of(row, prompt_key(row.messages), config.data) for row in rows}
+    split = {row.key: row_rules.split_of(row, prompt_key(row.messages), config.data) for row in rows}
     held_out = {key for key in split if split[key] != "train"}
     train = sorted(split.keys() - held_out)
     only = set(random.Random(seed).sample(train, len(train) // 2))

@@ -19,6 +19,7 @@ from tests.trainer.command_line import lines, run_trainer  # noqa: F401 - a fixt
 from trainer import config as settings
 from trainer.data import dataset
 from trainer.data.chat_template import Renderer
+from trainer.data.held_out import held_out_examples
 from trainer.evaluation import evaluate
 from trainer.model import generate, model, self_test, weights
 from trainer.publish.adapter import recorded_base_sha256
@@ -27,7 +28,7 @@ from trainer.publish.adapter import recorded_base_sha256
 def test_the_held_out_loss_is_that_of_transformers_forward(learned):
     config, done = learned
     renderer = Renderer(model.load_tokenizer(config.base))
-    examples = dataset.held_out_examples(dataset.read(config).held_out, renderer, config)
+    examples = held_out_examples(dataset.read(config).held_out, renderer, config)
     assert len(examples) == 10
     cpu = torch.device("cpu")
     student = model.load_trained_student(config, config.out_path / "adapter", cpu)

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 
 from tests.trainer import tiny
-from trainer.data import dataset
 from trainer.data.conversation import Conversation
+from trainer.data.held_out import HeldOut
 from trainer.evaluation import explorer, neighbours
 from trainer.evaluation.learned_texts import TextsInMemory
 
 
-def held(number: int, prompt: str, teacher: str | None) -> dataset.HeldOut:
+def held(number: int, prompt: str, teacher: str | None) -> HeldOut:
     conversation = Conversation(({"role": "user", "content": prompt},))
-    return dataset.HeldOut(f"h{number}", conversation, None, "all", "held_out", teacher)
+    return HeldOut(f"h{number}", conversation, None, "all", "held_out", teacher)
 
 
 def test_the_nearest_texts_are_found_in_any_script():

@@ -10,6 +10,7 @@ import torch
 
 from trainer.data import dataset
 from trainer.data.chat_template import Renderer
+from trainer.data.held_out import held_out_examples
 from trainer.evaluation import likelihood
 from trainer.evaluation.likelihood import BINS, Likelihood
 from trainer.model import model
@@ -18,7 +19,7 @@ from trainer.model import model
 def test_each_answer_has_the_log_probability_and_confidence_of_transformers(learned):
     config, _ = learned
     renderer = Renderer(model.load_tokenizer(config.base))
-    examples = dataset.held_out_examples(dataset.read(config).held_out, renderer, config)
+    examples = held_out_examples(dataset.read(config).held_out, renderer, config)
     student = model.load_trained_student(config, config.out_path / "adapter", torch.device("cpu"))
     nats, confidence, correct = [], [], []
     with torch.no_grad():

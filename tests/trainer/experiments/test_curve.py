@@ -19,6 +19,7 @@ from tests.trainer.command_line import run_trainer  # noqa: F401 - a fixture
 from trainer import config as train_config
 from trainer.data import dataset
 from trainer.data.chat_template import Renderer
+from trainer.data.held_out import held_out_examples
 from trainer.evaluation import evaluate
 from trainer.experiments import curve_report
 from trainer.experiments.curve import measure_curve
@@ -85,7 +86,7 @@ def test_the_figures_are_those_of_evaluate_and_of_the_ledger(finished):
     assert curve["held_out"] == {"split": "held_out", "prompts": 8, "scored": 8}
     config = train_config.load(finished / "train.toml")
     renderer = Renderer(model.load_tokenizer(config.base))
-    examples = dataset.held_out_examples(dataset.read(config).held_out, renderer, config)
+    examples = held_out_examples(dataset.read(config).held_out, renderer, config)
     base = model.load_base(config.base, model.select_device(config.train))
     assert curve["base"] == pytest.approx(evaluate.held_out_loss(base, examples, config), rel=1e-5)
     for point in curve["points"]:
@@ -104,7 +105,7 @@ def test_a_stage_scores_the_adapter_that_a_training_of_the_subset_makes(finished
     trained = train(whole)
     student = model.load_trained_student(whole, Path(trained.adapter), model.select_device(config.train))
     renderer = Renderer(model.load_tokenizer(config.base))
-    examples = dataset.held_out_examples(dataset.read(config).held_out, renderer, config)
+    examples = held_out_examples(dataset.read(config).held_out, renderer, config)
     curve = json.loads((finished / "curve" / "curve.json").read_text())
     loss = evaluate.held_out_loss(student, examples, config)
     assert curve["points"][-1]["score"] == pytest.approx(loss, rel=1e-5)

@@ -12,7 +12,7 @@ from tests.trainer import tiny
 from tests.trainer.architectures import families
 from tests.trainer.architectures.verbs import run_verb
 from trainer import config as settings
-from trainer.data import dataset
+from trainer.data import dataset, row_rules
 from trainer.model import self_test
 from trainer.model.generate import Limits, generate
 
@@ -74,7 +74,7 @@ def toml(tmp_path, kind, most: int = 5):
 def test_rows_beyond_the_positions_of_a_base_are_left_out_by_every_command(tmp_path, kind):
     path = toml(tmp_path, kind)
     config = settings.load(path)
-    assert dataset.longest_row(config) == POSITIONS < config.train.max_length
+    assert row_rules.longest_row(config) == POSITIONS < config.train.max_length
     for verb in ("plan", "doctor", "train", "evaluate"):
         code, err = run_verb(verb, path)
         assert (verb, code, "Traceback" in err) == (verb, 0, False)
@@ -97,7 +97,7 @@ def test_a_corpus_whose_rows_are_all_beyond_it_says_so(tmp_path):
 def test_rows_beyond_what_a_rotary_base_was_made_for_are_learned_and_counted(tmp_path):
     path = toml(tmp_path, "llama")
     config = settings.load(path)
-    assert dataset.longest_row(config) == config.train.max_length
+    assert row_rules.longest_row(config) == config.train.max_length
     code, err = run_verb("train", path)
     assert code == 0
     assert "of 12 rows have more tokens than the 64 that the base was made for" in err

@@ -17,6 +17,7 @@ from tests.trainer.command_line import lines, run_trainer  # noqa: F401 - a fixt
 from trainer import config as settings
 from trainer.config import EvaluateSection
 from trainer.data import dataset
+from trainer.data.held_out import held_out_examples
 from trainer.errors import DataError, Interrupted
 from trainer.evaluation.evaluate import held_out_loss
 from trainer.model import model
@@ -79,7 +80,7 @@ def test_the_loss_is_that_of_evaluate_and_the_steps_keep_their_bits(tmp_path):
     assert same(adapter_of(plain), adapter_of(watched))
     student = model.load_trained_student(watched, watched.out_path / "adapter", torch.device("cpu"))
     renderer = dataset.Renderer(model.load_tokenizer(watched.base))
-    examples = dataset.held_out_examples(dataset.read(watched).held_out, renderer, watched)
+    examples = held_out_examples(dataset.read(watched).held_out, renderer, watched)
     assert held_out_loss(student, examples, watched) == pytest.approx(result[-1]["held_out_loss"], rel=1e-4)
 
 

@@ -16,9 +16,9 @@ from harvester.quality.held_out import prompt_key
 from harvester.store.reader import Corpus
 from harvester.store.shards.schema import Sample
 from trainer.config import TrainConfig
-from trainer.data import dataset
+from trainer.data import dataset, row_rules
 from trainer.data.conversation import request_beyond_columns
-from trainer.data.dataset import HeldOut
+from trainer.data.held_out import HeldOut, prompts_of_samples
 from trainer.data.tokens.held_out_texts import HeldOutTexts
 from trainer.data.tokens.part_reader import PartReader, RowNumbers
 from trainer.data.tokens.row_record import RowFlag
@@ -177,8 +177,8 @@ def held_out_prompts(config: TrainConfig, rows: StoredRows, folder: Path) -> Seq
     held_out = HeldOutTexts(folder, order, bounds)
     read = read_samples if len(numbers) <= _FEW_ROWS else stream_samples
     for place, sample in read(config, reader, numbers, dataset.COLUMNS_AND_REQUEST):
-        split = dataset.split_of(sample, prompt_key(sample.messages), config.data)
-        of_row = dataset.held_out_prompts([sample], [split], config.data)
+        split = row_rules.split_of(sample, prompt_key(sample.messages), config.data)
+        of_row = prompts_of_samples([sample], [split], config.data)
         if not of_row:
             raise _other_prompts(config)
         held_out.add(place, of_row[0])

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from harvester.quality.verifiers.verifiers import Candidate
 from trainer.data.conversation import Conversation
-from trainer.data.dataset import HeldOut
+from trainer.data.held_out import HeldOut
 from trainer.data.tokens.row_texts import RowTexts
 
 

@@ -23,7 +23,7 @@ from harvester.store.mixing import Mixing
 from harvester.store.shards.schema import Sample
 from harvester.store.where import Where
 from trainer.config import DataSection, TrainConfig
-from trainer.data import answers, data_checks, dataset, published_template
+from trainer.data import answers, data_checks, dataset, published_template, row_rules
 from trainer.data.chat_template import Example, Renderer
 from trainer.data.conversation import (
     Conversation,
@@ -117,7 +117,7 @@ class PartRenderer:
             tokens = signal.answers.get(row.sample.key)
             if tokens is None or row.example is None or not row.flags & RowFlag.LEARNABLE:
                 continue
-            answer = dataset.teacher_text(row.sample, self._config.data)
+            answer = row_rules.teacher_text(row.sample, self._config.data)
             found = align(row.example, answer, tokens, signal.table, self._student, row.unaligned)
             row.aligned = AlignedAnswer(tokens, found)
 
@@ -184,12 +184,12 @@ class _Row:
         with suppress(UnsupportedContent):
             self.conversation = conversation_of(sample, request_beyond_columns(sample))
         self.prompt = prompt_key(sample.messages)
-        split = dataset.split_of(sample, self.prompt, data)
+        split = row_rules.split_of(sample, self.prompt, data)
         has_text = self.conversation is not None
-        unusable = dataset.exclusion_reason(sample, data, has_text=has_text)
-        self.reason = unusable if split == "train" else "" if has_text else dataset.NOT_TEXT
-        self.answer = dataset.answer_of(sample, data)
-        self.thought = dataset.reasoning_of(sample, data)
+        unusable = row_rules.exclusion_reason(sample, data, has_text=has_text)
+        self.reason = unusable if split == "train" else "" if has_text else row_rules.NOT_TEXT
+        self.answer = row_rules.answer_of(sample, data)
+        self.thought = row_rules.reasoning_of(sample, data)
         self.text = ""
         self.flags = 0
         if has_text:

@@ -11,7 +11,7 @@ from typing import Any
 
 from harvester.system.command_line.version import VERSION
 from trainer.config import TrainConfig
-from trainer.data import answers, dataset
+from trainer.data import answers, row_rules
 from trainer.data.chat_template import Renderer
 from trainer.model import weights
 
@@ -48,7 +48,7 @@ def selection_key(config: TrainConfig, parts: list[str]) -> str:
     return _hash(
         {
             "parts": parts,
-            "max_length": dataset.longest_row(config),
+            "max_length": row_rules.longest_row(config),
             **{name: data[name] for name in _OF_SELECTIONS},
         }
     )

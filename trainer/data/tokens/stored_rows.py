@@ -13,11 +13,11 @@ import numpy.typing as npt
 
 from harvester.terms.lineage import Lineage
 from trainer.config import TrainConfig
-from trainer.data import dataset
+from trainer.data import row_rules
 from trainer.data.chat_template import ROLES_REMEDY, Example, Renderer
 from trainer.data.conversation import Conversation
 from trainer.data.data_checks import RenderedRows, RowKinds
-from trainer.data.dataset import HeldOut
+from trainer.data.held_out import HeldOut
 from trainer.data.tokens.part_reader import PartReader, RowNumbers, SoftTargetReader, StoredExamples
 from trainer.data.tokens.row_record import RowFlag
 from trainer.errors import StudentError
@@ -138,7 +138,7 @@ class StoredRows:
         """Return which held-out prompts have an answer of the teacher that is whole and not too long."""
         flags = self.reader.gather(self.held_out_rows, "flags")
         lengths = self.reader.gather(self.held_out_rows, "length")
-        return np.asarray(((flags & RowFlag.RENDERED) != 0) & (lengths <= dataset.longest_row(config)))
+        return np.asarray(((flags & RowFlag.RENDERED) != 0) & (lengths <= row_rules.longest_row(config)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from harvester.store.mixing import Mixing
 from harvester.system import failpoints
 from harvester.terms.lineage import Lineage
 from trainer.config import TrainConfig
-from trainer.data import array_file, dataset
+from trainer.data import array_file, dataset, row_rules
 from trainer.data.chat_template import ROLES_REMEDY
 from trainer.data.data_checks import Check, RowFaults, RowKinds
 from trainer.data.dataset import Dataset
@@ -196,7 +196,7 @@ def write_selection(  # noqa: PLR0913 - each is a fact of the corpus or of the s
     _require_learnable(reader, selection, config)
     lengths = reader.column("length")[selection.chosen]
     prompts = reader.column("prompt_length")[selection.chosen]
-    too_long = lengths > dataset.longest_row(config)
+    too_long = lengths > row_rules.longest_row(config)
     nothing = ~too_long & ~((lengths > prompts) & (prompts > 0))
     fits = ~(too_long | nothing)
     excluded = Counter(selection.excluded)
