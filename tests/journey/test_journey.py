@@ -13,6 +13,8 @@ import pytest
 
 from harvester.mock_teacher.running import RunningMock, start_process
 from harvester.store.reader import Corpus
+from tests import commands
+from tests.trainer.command_line import RunTrainer, run_trainer  # noqa: F401 - a fixture
 
 ROOT = Path(__file__).resolve().parents[2]
 HARVEST = """\
@@ -46,10 +48,8 @@ path = "out"
 """
 
 
-def ran(program: str, *arguments: str) -> dict[str, object]:
-    done = subprocess.run(
-        [sys.executable, "-m", program, *arguments, "--json"], capture_output=True, text=True, timeout=300
-    )
+def harvester(*arguments: object) -> dict[str, object]:
+    done = commands.run("harvester", [*arguments, "--json"], timeout=300)
     assert done.returncode == 0, done.stderr
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
@@ -66,7 +66,7 @@ def test_four_thousand_prompts_arrive_complete_and_each_is_billed_once(tmp_path:
     prompts = ROOT / "prompts" / "skills-train.jsonl"
     sent = {row["id"]: row for row in map(json.loads, prompts.read_text(encoding="utf-8").splitlines())}
     with start_process("--latency", "0.005") as mock:
-        summary = ran("harvester", "run", str(harvest_toml(tmp_path, mock, prompts)))
+        summary = harvester("run", harvest_toml(tmp_path, mock, prompts))
         ledger = mock.ledger()
     assert (summary["requests_sent"], summary["answers_stored"]) == (4000, 4000)
     assert len(sent) == len(ledger["entries"]) == 4000
@@ -84,18 +84,26 @@ def test_four_thousand_prompts_arrive_complete_and_each_is_billed_once(tmp_path:
 
 
 @pytest.mark.slow
-def test_from_a_prompt_file_to_a_scored_student(mock_teacher: Callable[..., RunningMock], tmp_path: Path):
+def test_from_a_prompt_file_to_a_scored_student(
+    run_trainer: RunTrainer,  # noqa: F811
+    mock_teacher: Callable[..., RunningMock],
+    tmp_path: Path,
+):
     rows = []
     for name, most in (("skills-train", 400), ("skills-held-out", 60)):
         lines = (ROOT / "prompts" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
         rows += [line for line in lines if '"task": "upper"' in line][:most]
     (tmp_path / "upper.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
     mock = mock_teacher(latency_s=0.001)
-    ran("harvester", "run", str(harvest_toml(tmp_path, mock, tmp_path / "upper.jsonl")))
+    harvester("run", harvest_toml(tmp_path, mock, tmp_path / "upper.jsonl"))
     train_toml = tmp_path / "train.toml"
     train_toml.write_text(TRAIN.format(base=ROOT / "data" / "base"), encoding="utf-8")
-    ran("trainer", "train", str(train_toml))
-    ran("trainer", "evaluate", str(train_toml))
+    trained = subprocess.run(
+        [sys.executable, "-m", "trainer", "train", train_toml], capture_output=True, text=True, timeout=300
+    )
+    assert trained.returncode == 0, trained.stderr
+    code, _, err = run_trainer("evaluate", train_toml)
+    assert code == 0, err
     card = json.loads((tmp_path / "out" / "scorecard.json").read_text(encoding="utf-8"))
     task = card["tasks"]["upper"]
     for who in ("base", "student", "teacher"):
@@ -103,14 +111,7 @@ def test_from_a_prompt_file_to_a_scored_student(mock_teacher: Callable[..., Runn
     assert task["base"]["accuracy"] <= 0.05
     assert task["student"]["low"] > task["base"]["high"]  # it learned, and chance can't explain it
     assert card["recovery"] == card["macro"]["student"]["accuracy"] / card["macro"]["teacher"]["accuracy"]
-    ran(
-        "harvester",
-        "report",
-        str(tmp_path / "store"),
-        "--out",
-        str(tmp_path / "report.html"),
-        "--scorecard",
-        str(tmp_path / "out" / "scorecard.json"),
-    )
+    page, scorecard = tmp_path / "report.html", tmp_path / "out" / "scorecard.json"
+    harvester("report", tmp_path / "store", "--out", page, "--scorecard", scorecard)
     assert "recovery" in (tmp_path / "report.html").read_text(encoding="utf-8").lower()
     assert mock.totals()["requests"] == len(rows)
