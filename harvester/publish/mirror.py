@@ -16,6 +16,7 @@ from harvester.system.command_line.shell_words import shell_word
 from harvester.system.objects.location import Location
 from harvester.system.objects.publisher import PublishOptions
 from harvester.system.objects.transfer import ObjectContent, read_publication
+from harvester.system.objects.url import require_elsewhere
 
 
 def mirror_store(store: Path, url: str) -> tuple[str, ...]:
@@ -26,6 +27,7 @@ def mirror_store(store: Path, url: str) -> tuple[str, ...]:
     Raises:
         TermsRefused, FindingsError, RemoteStoreError, StoreError: as `publish_store`.
     """
+    require_elsewhere(store, url)
     location = Location.open(url)
     snapshot = take_snapshot(store, Corpus.open(store))
     places = (store.resolve().parent,)

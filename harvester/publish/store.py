@@ -37,7 +37,7 @@ from harvester.system.objects.location import Location
 from harvester.system.objects.publication import Publication, PublishedObject, PublishedRun, PublishedShard
 from harvester.system.objects.publisher import Published, PublishOptions, earlier_publication, publish
 from harvester.system.objects.transfer import ObjectContent
-from harvester.system.objects.url import parse
+from harvester.system.objects.url import require_elsewhere
 from harvester.terms.lineage import FACT_COLUMNS, Lineage
 
 REPORT_NAME = "report.html"
@@ -95,7 +95,7 @@ def publish_store(
         FindingsError: exit 1; published objects are missing or changed there.
         RemoteStoreError: the storage can't be reached, or refuses. StoreError, StoreCorrupt: of the store.
     """
-    _require_elsewhere(store, url)
+    require_elsewhere(store, url)
     location = Location.open(url)
     corpus = Corpus.open(store)
     places = (store.resolve().parent, *beside)
@@ -291,13 +291,3 @@ def _name_of(store: Path) -> str:
     """Return the name of a store; one that is called `store` is named by the folder around it."""
     path = store.resolve()
     return path.parent.name if path.name in {"store", "shards"} and path.parent.name else path.name
-
-
-def _require_elsewhere(store: Path, url: str) -> None:
-    parsed = parse(url)
-    if parsed.scheme == "file":
-        there, here = Path(parsed.prefix).resolve(), store.resolve()
-        if there == here or here in there.parents or there in here.parents:
-            raise ConfigError(
-                "lies in the store, or around it", place=str(parsed), remedy="name another folder"
-            )

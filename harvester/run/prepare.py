@@ -47,6 +47,7 @@ from harvester.store.terms_check import require_unsealed_permitted
 from harvester.system.command_line.extras import require
 from harvester.system.command_line.shell_words import shell_word
 from harvester.system.hosts import printable
+from harvester.system.objects.url import require_elsewhere
 from harvester.system.path_names import require_utf8
 from harvester.teacher import policies
 from harvester.terms import gate as terms
@@ -143,6 +144,7 @@ def prepare(path: Path, flags: Overrides | None = None) -> Prepared:
     config = _with_epoch(_with_ca_file(_with_router_fields(config, verdict), root), flags)
     config, flags = with_shard(_with_transport(config, flags), flags)
     _check_store(root / config.store.path)
+    _check_mirror(config, root)
     _check_read_also(config, watch=flags.watch)
     _check_requests(config, path)
     _check_canaries(config, root)
@@ -204,6 +206,12 @@ def _require_folder(store: Path) -> None:
         raise ConfigError(
             f"{store} is a file, and a store is a folder", place="store.path", remedy="name another folder"
         )
+
+
+def _check_mirror(config: HarvestConfig, root: Path) -> None:
+    """Refuse a mirror in the store: its files would be foreign ones, and no copy of anything."""
+    if config.store.mirror:
+        require_elsewhere(root / config.store.path, config.store.mirror)
 
 
 def _check_requests(config: HarvestConfig, path: Path) -> None:
@@ -445,6 +453,7 @@ def look_ahead(path: Path, flags: Overrides | None = None) -> Plan:
     root = path.resolve().parent
     response_format.check(config.sampling.response_format)
     _require_folder(root / config.store.path)
+    _check_mirror(config, root)
     sqlite.require_journal(root / config.store.path)  # else all that is sealed would count as not held
     with _prompts_of_judge(config, path):
         outlook = plan.plan(config, root, gate(config, root), key_note=_key_note(config, root))

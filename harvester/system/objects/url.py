@@ -6,10 +6,11 @@ import contextlib
 import os
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import parse_qsl, urlsplit
 
-from harvester.errors import UsageError
+from harvester.errors import ConfigError, UsageError
 
 # Options that a URL may have, by scheme. None of them is a secret.
 _OPTIONS: Mapping[str, frozenset[str]] = {
@@ -90,6 +91,22 @@ def require_path_or_url(name: str) -> None:
     """
     if url_in(name) or _ANY_SCHEME.match(name):
         parse(name)
+
+
+def require_elsewhere(store: Path, url: str) -> None:
+    """Do nothing unless a URL names a folder in a store, or one that holds it.
+
+    Raises:
+        ConfigError: what is written there would lie among the store's own files.
+        UsageError: as `parse`.
+    """
+    parsed = parse(url)
+    if parsed.scheme == "file":
+        there, here = Path(parsed.prefix).resolve(), store.resolve()
+        if there == here or here in there.parents or there in here.parents:
+            raise ConfigError(
+                "lies in the store, or around it", place=str(parsed), remedy="name another folder"
+            )
 
 
 def parse(url: str) -> ObjectUrl:

@@ -144,6 +144,19 @@ def test_a_mirror_with_a_secret_is_refused_and_not_repeated(tmp_path: Path, mock
     assert "verysecret" not in text
 
 
+@pytest.mark.parametrize("place", ["store", "store/shards", ""])
+def test_a_mirror_in_the_store_or_around_it_is_refused(
+    tmp_path: Path, mock_teacher: Mock, place: str
+) -> None:
+    mock = mock_teacher()
+    config = write_config(tmp_path, mock, f"file://{tmp_path / place}")
+    for verb in ("plan", "run"):
+        done = run("harvester", [verb, config])
+        assert (done.returncode, "lies in the store, or around it" in done.stderr) == (2, True), done.stderr
+    assert mock.totals()["requests"] == 0
+    assert not (tmp_path / "store").exists()
+
+
 def test_a_run_in_a_fetched_store_pays_for_nothing_again(mock_teacher: Mock, tmp_path: Path) -> None:
     mock = mock_teacher()
     config = write_config(tmp_path, mock, "")
