@@ -42,7 +42,8 @@ def status(
 ) -> None:
     """Show progress, rate, waiting reason, time left and cost of a run, alive or ended.
 
-    Of a fleet, name its folder (`store-fleet`).
+    `harvester attach` shows it again and again until the run ends. Of a fleet, name its folder
+    (`store-fleet`).
     """
     from harvester.config import schedule
     from harvester.fleet.folder import STATE

@@ -22,7 +22,7 @@ from harvester.run.control.protocol import (
     socket_address,
 )
 from harvester.store import paths
-from harvester.store.journal.sqlite import disk_error
+from harvester.system import disk_refusal
 
 Act = Callable[[Mapping[str, Any]], Awaitable[Mapping[str, Any]]]
 OnError = Callable[[Exception], None]
@@ -69,7 +69,11 @@ def _listen(store: Path) -> socket.socket:
         listener.listen(8)
     except OSError as error:
         listener.close()
-        raise disk_error(error, store / paths.CONTROL_SOCKET) from None
+        raise StoreError(
+            f"can't be made: {disk_refusal.reason(error)}",
+            place=str(store / paths.CONTROL_SOCKET),
+            remedy=disk_refusal.remedy(error) or "check the folder; a signal controls this run, too",
+        ) from None
     return listener
 
 
