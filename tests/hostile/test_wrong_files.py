@@ -93,7 +93,7 @@ def test_what_can_not_be_imported_is_named(tmp_path: Path) -> None:
 
 
 def test_values_out_of_range_are_refused_in_words(tmp_path: Path) -> None:
-    (tmp_path / "store").mkdir()
+    Journal.open(tmp_path / "store").close()
     assert "more than 0" in refused("set", tmp_path / "store", "rpm", "-5")
     assert "is empty" in refused("init", "")
 

@@ -1,7 +1,9 @@
 """Compute intervals and tests for scores of several models on the same prompts.
 
 Means get percentile bootstrap intervals over prompts (Efron 1979); every model is drawn with the same
-prompts, so differences are paired. Right and wrong answers are compared by McNemar's exact test.
+prompts, so differences are paired. Right and wrong answers are compared by McNemar's exact test. Where a few
+prompts all give the same, their resamples do too: what is counted, and ratios of that, get intervals by
+formulas that are no single point there.
 """
 
 from __future__ import annotations
@@ -12,6 +14,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from harvester.quality.verifiers.wilson import Z95
 
 Values = NDArray[np.float64]
 PERCENTILES = (2.5, 97.5)
@@ -85,14 +89,47 @@ def means(columns: Mapping[str, Sequence[float | None] | Values], resamples: int
     return {name: estimate(whole[name], drawn[name]) for name in columns}
 
 
-def difference(
-    first: Sequence[float | None], second: Sequence[float | None], resamples: int
+def difference_of_points(
+    first: Sequence[float | None], second: Sequence[float | None]
 ) -> dict[str, float] | None:
-    """Return the mean of first - second over the prompts that have both, with its paired interval."""
-    pairs = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
+    """Return the mean of first - second over the prompts that have both, with its paired 95 % interval.
+
+    The interval is that of Bonett and Price (2012) for proportions: a prompt that counts 1 and one that
+    counts -1 are added, then it is Wald's. It is no single point where all prompts agree.
+
+    Args:
+        first, second: points from 0 to 1, as 1 for a right answer and 0.5 for a tie.
+    """
+    pairs = [a - b for a, b in zip(first, second, strict=True) if a is not None and b is not None]
     if not pairs:
         return None
-    return means({"difference": [a - b for a, b in pairs]}, resamples)["difference"]  # type: ignore[no-any-return]
+    count = len(pairs) + 2
+    middle = math.fsum(pairs) / count
+    variance = (math.fsum(value * value for value in pairs) + 2) / count - middle * middle
+    half = Z95 * math.sqrt(variance / count)
+    value = math.fsum(pairs) / len(pairs)
+    return {"value": value, "low": max(-1.0, middle - half), "high": min(1.0, middle + half)}
+
+
+def ratio_limits(
+    first: float, second: float, of_first: tuple[float, float], of_second: tuple[float, float]
+) -> tuple[float, float]:
+    """Return the limits of first / second from the limits of each, by MOVER-R (Newcombe 2016).
+
+    It takes both as independent. If they rise and fall together, the interval is wider than it need be.
+
+    Args:
+        first, of_first: an estimate, 0 or more, and its lower and upper limit.
+        second, of_second: the same, all more than 0.
+    """
+    low, high = of_first
+    below, above = of_second
+    product = first * second
+    down = math.sqrt(max(0.0, product**2 - low * above * (2 * first - low) * (2 * second - above)))
+    up = math.sqrt(max(0.0, product**2 - high * below * (2 * first - high) * (2 * second - below)))
+    # Not (product - down) / (above * (2 * second - above)), which is the same: both may be 0.
+    least = low * (2 * first - low) / (product + down) if low > 0 else 0.0
+    return least, (product + up) / (below * (2 * second - below))
 
 
 def _mean_resamples(

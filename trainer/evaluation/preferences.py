@@ -100,7 +100,7 @@ def judge(config: TrainConfig) -> dict[str, Any]:
     card[KEY] = {
         "judge": identity,
         "is_teacher": identity in {lineage.teacher_id for lineage in Corpus.open(config.corpus).lineages()},
-        **facts(judged, config.evaluate.resamples),
+        **facts(judged),
         "repaired": summary.get("repaired", 0),
         "ending": summary.get("ending", "complete"),
         "detail": summary.get("detail", ""),
@@ -228,7 +228,7 @@ def _with_verdicts(
     return judged
 
 
-def facts(pairs: Sequence[JudgedPair], resamples: int) -> dict[str, Any]:
+def facts(pairs: Sequence[JudgedPair]) -> dict[str, Any]:
     """Count verdicts by model, task and tag, and measure the bias to a position.
 
     Returns:
@@ -254,8 +254,8 @@ def facts(pairs: Sequence[JudgedPair], resamples: int) -> dict[str, Any]:
             }
             for model, of_model in by_model.items()
         },
-        "student_minus_base": intervals.difference(
-            [points["student"][n] for n in prompts], [points["base"][n] for n in prompts], resamples
+        "student_minus_base": intervals.difference_of_points(
+            [points["student"][n] for n in prompts], [points["base"][n] for n in prompts]
         ),
         "position": _position(pairs),
     }

@@ -55,11 +55,12 @@ def scorecard(judged: Sequence[JudgedPrompt], *, resamples: int = 2000, seed: in
     Returns:
         `tasks.<name>.<model>.{accuracy,low,high}` and the same under `macro`; `recovery` (macro accuracy of
         the student / of the teacher) with `recovery_low` and `recovery_high` (paired bootstrap, stratified
-        by task), all None if the teacher is never correct; `split`, whose prompts these are (`held_out` if
-        there is such a split); and each other split in the same shape under `splits.<name>`. `tags.<tag>`
-        has the accuracies of prompts with a tag; `paired.student_vs_base` and `paired.student_vs_teacher`
-        McNemar's test and the paired difference of the accuracies, over all prompts and by task. Without
-        judged prompts `tasks`, `macro`, `tags`, `paired` and `splits` are empty.
+        by task; from the limits of both accuracies where no resample differs), all None if the teacher is
+        never correct; `split`, whose prompts these are (`held_out` if there is such a split); and each other
+        split in the same shape under `splits.<name>`. `tags.<tag>` has the accuracies of prompts with a tag;
+        `paired.student_vs_base` and `paired.student_vs_teacher` McNemar's test and the paired difference of
+        the accuracies, over all prompts and by task. Without judged prompts `tasks`, `macro`, `tags`,
+        `paired` and `splits` are empty.
     """
     if not judged:
         return {**_card([], resamples, seed), "split": HEADLINE_SPLIT, "splits": {}}
@@ -83,6 +84,8 @@ def _card(judged: Sequence[JudgedPrompt], resamples: int, seed: int) -> dict[str
     macro = {name: macro_average([tasks[t][name] for t in tasks]) for name in MODELS} if tasks else {}
     recovery = _ratio(macro["student"]["accuracy"], macro["teacher"]["accuracy"]) if macro else None
     interval = recovery_interval(list(by_task.values()), resamples, seed) if recovery is not None else None
+    if interval is not None and interval[0] == interval[1]:  # in each task all prompts give the same
+        interval = _ratio_limits(macro["student"], macro["teacher"])
     low, high = interval or (None, None)
     return {
         "tasks": tasks,
@@ -92,7 +95,7 @@ def _card(judged: Sequence[JudgedPrompt], resamples: int, seed: int) -> dict[str
         "recovery_high": high,
         "prompts": len(judged),
         "tags": {tag: _accuracies(rows) for tag, rows in _by_tag(judged).items()},
-        "paired": _paired(judged, by_task, resamples) if judged else {},
+        "paired": _paired(judged, by_task) if judged else {},
     }
 
 
@@ -109,23 +112,21 @@ def _by_tag(judged: Sequence[JudgedPrompt]) -> dict[str, list[JudgedPrompt]]:
     return {tag: [j for j in judged if tag in j.tags] for tag in shown}
 
 
-def _paired(
-    judged: Sequence[JudgedPrompt], by_task: Mapping[str, Sequence[JudgedPrompt]], resamples: int
-) -> dict[str, Any]:
+def _paired(judged: Sequence[JudgedPrompt], by_task: Mapping[str, Sequence[JudgedPrompt]]) -> dict[str, Any]:
     return {
         f"{first}_vs_{second}": {
-            **_pair(judged, first, second, resamples),
-            "tasks": {task: _pair(rows, first, second, resamples) for task, rows in sorted(by_task.items())},
+            **_pair(judged, first, second),
+            "tasks": {task: _pair(rows, first, second) for task, rows in sorted(by_task.items())},
         }
         for first, second in PAIRS
     }
 
 
-def _pair(rows: Sequence[JudgedPrompt], first: str, second: str, resamples: int) -> dict[str, Any]:
+def _pair(rows: Sequence[JudgedPrompt], first: str, second: str) -> dict[str, Any]:
     ours, theirs = ([bool(getattr(j, name)) for j in rows] for name in (first, second))
     return {
         **intervals.mcnemar(ours, theirs),
-        "difference": intervals.difference([float(v) for v in ours], [float(v) for v in theirs], resamples),
+        "difference": intervals.difference_of_points(ours, theirs),
     }
 
 
@@ -152,6 +153,15 @@ def recovery_interval(
         return None
     low, high = np.percentile(student[has_ratio] / teacher[has_ratio], [2.5, 97.5])
     return float(low), float(high)
+
+
+def _ratio_limits(student: Mapping[str, float], teacher: Mapping[str, float]) -> tuple[float, float]:
+    return intervals.ratio_limits(
+        student["accuracy"],
+        teacher["accuracy"],
+        (student["low"], student["high"]),
+        (teacher["low"], teacher["high"]),
+    )
 
 
 def _ratio(student: float, teacher: float) -> float | None:

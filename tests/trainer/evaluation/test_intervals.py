@@ -6,8 +6,13 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from harvester.quality.verifiers.wilson import wilson_limits
 from trainer.evaluation import intervals
+
+POINTS = st.sampled_from([0.0, 0.5, 1.0])
 
 
 def test_mcnemar_is_the_exact_binomial_test():
@@ -39,9 +44,61 @@ def test_a_paired_difference_is_sharper_than_two_intervals():
     first, second = hard + 0.1, hard + draw.normal(0, 0.1, size=300)
     alone = intervals.means({"a": first.tolist(), "b": second.tolist()}, 1000)
     assert alone["a"]["low"] < alone["b"]["high"]
-    paired = intervals.difference(first.tolist(), second.tolist(), 1000)
-    assert paired is not None
+    paired = intervals.means({"difference": first - second}, 1000)["difference"]
     assert 0.05 < paired["low"] < 0.1 < paired["high"] < 0.15
+
+
+def of_table(both: int, only_first: int, only_second: int, neither: int) -> dict[str, float]:
+    first = [1.0] * (both + only_first) + [0.0] * (only_second + neither)
+    second = [1.0] * both + [0.0] * only_first + [1.0] * only_second + [0.0] * neither
+    found = intervals.difference_of_points(first, second)
+    assert found is not None
+    return found
+
+
+def test_the_interval_of_paired_points_is_that_of_bonett_and_price():
+    # Bentur et al. (2009), table V of Fagerland, Lydersen and Laake (2014).
+    found = of_table(1, 1, 7, 12)
+    assert found["value"] == pytest.approx(-6 / 21)
+    assert (found["low"], found["high"]) == pytest.approx((-0.508, -0.013), abs=5e-4)
+    # Cavo et al. (2012), from the proportions with one pair more in both cells.
+    first, second, count = 7 / 163, 17 / 163, 163
+    half = 1.959964 * math.sqrt((first + second - (first - second) ** 2) / count)
+    found = of_table(59, 6, 16, 80)
+    middle = first - second
+    assert (found["low"], found["high"]) == pytest.approx((middle - half, middle + half))
+
+
+@given(st.lists(st.tuples(POINTS, POINTS), min_size=1, max_size=60))
+def test_the_interval_of_paired_points_holds_their_mean_and_is_no_point(pairs):
+    first, second = zip(*pairs, strict=True)
+    found = intervals.difference_of_points(first, second)
+    assert found is not None
+    assert -1 <= found["low"] <= found["value"] <= found["high"] <= 1
+    assert found["low"] < found["high"]
+    turned = intervals.difference_of_points(second, first)
+    assert turned is not None
+    assert (turned["low"], turned["high"]) == pytest.approx((-found["high"], -found["low"]))
+
+
+def test_limits_of_a_ratio():
+    # Where the second is known exactly, those of the first are divided by it.
+    assert intervals.ratio_limits(0.4, 0.5, (0.2, 0.7), (0.5, 0.5)) == pytest.approx((0.4, 1.4))
+    # Symmetric limits: Fieller's interval for independent estimates (1954), g = (0.2 / 1)^2.
+    low, high = intervals.ratio_limits(2.0, 1.0, (1.5, 2.5), (0.8, 1.2))
+    root = math.sqrt((2.0 * 1.0) ** 2 - (2.0**2 - 0.5**2) * (1.0 - 0.2**2))
+    assert (low, high) == pytest.approx(((2.0 - root) / (1 - 0.2**2), (2.0 + root) / (1 - 0.2**2)))
+    assert intervals.ratio_limits(0.0, 0.5, (0.0, 0.1), (0.2, 1.0))[0] == 0.0
+
+
+@given(st.integers(1, 60), st.integers(1, 60), st.data())
+def test_limits_of_a_ratio_of_shares_hold_it(count, of, data):
+    right, found = data.draw(st.integers(0, count)), data.draw(st.integers(1, of))
+    low, high = intervals.ratio_limits(
+        right / count, found / of, wilson_limits(right, count), wilson_limits(found, of)
+    )
+    assert 0 <= low <= right / count / (found / of) <= high * (1 + 1e-12)
+    assert low < high
 
 
 def test_what_has_no_value_is_left_out_and_what_is_not_defined_is_none():
@@ -52,7 +109,7 @@ def test_what_has_no_value_is_left_out_and_what_is_not_defined_is_none():
     assert intervals.means({}, 50) == {}
     assert intervals.ratio([1.0, 2.0], [0.0, 0.0], 50) is None
     assert intervals.ratio([], [], 50) is None
-    assert intervals.difference([None], [1.0], 50) is None
+    assert intervals.difference_of_points([None], [1.0]) is None
     assert intervals.ratio([1.0, 3.0], [2.0, 6.0], 50) == {"value": 0.5, "low": 0.5, "high": 0.5}
 
 

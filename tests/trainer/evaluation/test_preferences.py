@@ -175,7 +175,7 @@ def test_facts_of_pairs_by_hand():
         JudgedPair("base", 2, "t0", (), "tie", "equal"),
         pair("base", 3, "loss", "loss", "loss"),
     ]
-    found = facts(pairs, resamples=200)
+    found = facts(pairs)
     student = found["pairs"]["student_vs_teacher"]
     assert {k: student[k] for k in ("prompts", "win", "tie", "loss", "not_judged")} == {
         **{"prompts": 4, "win": 1, "tie": 1, "loss": 1, "not_judged": 1}

@@ -65,6 +65,19 @@ def test_a_teacher_that_is_never_correct_has_no_recovery():
     assert card["macro"]["student"]["accuracy"] == 0.05
 
 
+@pytest.mark.parametrize(("student", "recovery"), [(3, 1.0), (0, 0.0)])
+def test_few_prompts_that_all_give_the_same_are_no_certainty(student, recovery):
+    """No resample differs there; with 3 prompts McNemar's test gives p = 0.25 and the interval must agree."""
+    card = scorecard(judged("sum", "held_out", student, 3, count=3), resamples=50)
+    assert card["recovery"] == recovery
+    assert card["recovery_low"] <= recovery <= card["recovery_high"]
+    assert card["recovery_high"] - card["recovery_low"] > 0.5
+    pair = card["paired"]["student_vs_teacher" if student == 0 else "student_vs_base"]
+    assert pair["p"] == pytest.approx(0.25)
+    assert pair["difference"]["low"] <= 0 <= pair["difference"]["high"]
+    assert abs(pair["difference"]["value"]) == 1.0
+
+
 def test_resamples_in_which_the_teacher_is_never_correct_do_not_pull_the_interval():
     # One correct teacher answer of 10: a third of the resamples miss it. The student is always correct.
     card = scorecard(judged("sum", "held_out", 10, 1, count=10), resamples=500)
