@@ -190,13 +190,21 @@ class _Allotment:
         self._endpoints.on_room()
 
     def _apply_budget(self, ceilings: Mapping[str, list[int | None]], *, is_final: bool) -> None:
-        """Set the ceilings; never below what is spent and reserved already."""
+        """Set the ceilings; never below what is spent, nor below what is reserved and was allocated already.
+
+        What is in flight reserves more once an answer was billed beyond its reservation. That raises no
+        ceiling: others were allocated the rest.
+        """
         budget = self._budget
         for name, limits in ceilings.items():
             ceiling = budget.ceilings[BudgetSpan(name)]
             tokens, microusd = (
-                None if limit is None else max(limit, spent + reserved)
-                for limit, spent, reserved in zip(limits, ceiling.spent, budget.reserved, strict=True)
+                None
+                if limit is None
+                else max(limit, spent, min(spent + reserved, limit if held is None else held))
+                for limit, held, spent, reserved in zip(
+                    limits, ceiling.limits, ceiling.spent, budget.reserved, strict=True
+                )
             )
             ceiling.set_limits(tokens, microusd)
         budget.may_grow = not is_final

@@ -31,6 +31,7 @@ class Coordinator:
         self.lock = threading.Lock()
         self.is_reachable = True
         self.answers: list[dict[str, Any]] = []
+        self.reserved: list[int] = []
 
     def register(self, rank: int, spent: dict[str, Any] | None = None) -> Callable[[Any], Any]:
         ends: dict[str, float | None] = {"run": None}
@@ -47,6 +48,7 @@ class Coordinator:
                 answer = self.allocator.exchange(rank, number, sent, time.monotonic())
                 assert answer is not None
                 self.answers.append(answer)
+                self.reserved.append(report["reserved"][0])
             return json.loads(json.dumps(answer))
 
         return exchange
@@ -113,3 +115,23 @@ def test_a_pass_that_hears_nothing_sends_nothing(
     assert len(held) >= 5, "the pass was never held"
     assert len(set(held[:5])) == 1, "requests were sent while it was held"
     assert mock.totals()["answers"] == 100
+
+
+def test_an_answer_beyond_its_reservation_raises_no_ceiling(mock_teacher: Mock, tmp_path: Path) -> None:
+    """All that is in flight reserves as much from then on, together more than was allocated."""
+    usual = {"prompt_tokens": 20, "completion_tokens": 130}
+    faults = [
+        {"action": "usage", "value": {"prompt_tokens": 20, "completion_tokens": 3980}, "nth": 1},
+        # In flight when the next ceilings are set, which is twice a second; then many end between two times.
+        {"action": "usage", "value": usual, "nth": list(range(2, 41)), "delay_s": 1.0},
+        {"action": "usage", "value": usual, "delay_s": 0.02},
+    ]
+    mock = mock_teacher(faults=faults)
+    path = write(tmp_path, mock, 300, "[sampling]\nmax_tokens = 64\n[budget]\ntokens = 9000\n")
+    coordinator = Coordinator({mock.base_url: 40}, {"run": (9_000, None)}, 1)
+    summaries = asyncio.run(ranks_of(path, coordinator, 1))
+    assert summaries[0].ending == Ending.BUDGET
+    assert max(coordinator.reserved) > 9_000, "too little was in flight"
+    spent = coordinator.allocator.budgets()["run"]["tokens_spent"]
+    assert spent is not None
+    assert 4000 < spent <= 9_000
