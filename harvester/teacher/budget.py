@@ -237,6 +237,8 @@ def why_exhausted(ceiling: Ceiling, wanted: Amounts, overshoot: Amounts = NOTHIN
         beyond = f"{overshoot[0]:,} tokens" if in_tokens else usd_text(overshoot[1])
         reason += f" ({beyond} of it since an answer was billed so much beyond its max_tokens)"
     remedy = f"raise {table}; a lower [sampling] max_tokens reserves less"
+    if any(overshoot):
+        remedy += " (any change of [sampling] or [teacher.price] forgets what that answer was billed)"
     if math.isfinite(ceiling.ends_at):
         remedy += f"; the next one begins {datetime.fromtimestamp(ceiling.ends_at, UTC):%Y-%m-%d %H:%M} UTC"
     return reason, remedy

@@ -38,6 +38,9 @@ _KEEP_ALIVES = frozenset(
 )
 # Members by which each JSON line says whether it is the last one (Ollama, Cohere).
 _DONE_MEMBERS = ("done", "is_finished")
+# What was used, which comes with the last line, and members of a choice that hold an answer that is no delta.
+_COUNTS = ("usage", "eval_count", "done_reason")
+_WHOLE_MEMBERS = frozenset({"message", "text"})
 _TEXT_FIELDS = frozenset({"content", "refusal", *REASONING_MEMBERS})
 
 
@@ -122,15 +125,14 @@ def assemble_lines(lines: list[dict[str, Any]], raw: bytes, *, is_ended: bool) -
 
 def is_piece(document: Any) -> bool:
     """Whether a JSON line is a piece of a stream that goes on after it: it says so, or holds a delta."""
-    if not isinstance(document, Mapping) or document.get("usage"):
+    if not isinstance(document, Mapping) or any(document.get(name) for name in _COUNTS):
         return False
     if any(document.get(name) is False for name in _DONE_MEMBERS):
         return True
     choices = choices_of(document)[0] or ()
     given = [choice for choice in choices if isinstance(choice, Mapping)]
-    return any("delta" in choice and "message" not in choice for choice in given) and not any(
-        map(finish_word, given)
-    )
+    deltas = [choice for choice in given if choice.get("delta") and not (choice.keys() & _WHOLE_MEMBERS)]
+    return bool(deltas) and not any(map(finish_word, given))
 
 
 def named_events(raw: bytes) -> Iterator[tuple[bytes, bytes]]:

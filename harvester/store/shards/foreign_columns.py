@@ -64,7 +64,7 @@ def odd_values(batch: pa.RecordBatch) -> str:
     """Return what a column holds that no harvest writes, though its type is right; empty if nothing."""
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         wanted = SCHEMA.field(name).type
-        if name == "key" and not pc.all(pc.match_substring_regex(_text(column), _KEY)).as_py():
+        if name == "key" and not pc.all(pc.match_substring_regex(_text(column), _KEY), min_count=0).as_py():
             return "column key holds other values than 64 lower-case hex digits"
         if name == "metadata_json" and not all(map(_is_object, column.to_pylist())):
             return "column metadata_json holds a text that is no JSON object"

@@ -831,6 +831,19 @@ def test_a_word_that_says_that_an_answer_goes_on_ends_none(word: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "reply",
+    [
+        {"choices": [{"delta": None, "text": "4"}]},
+        {"choices": [{"delta": {}, "message": {"role": "assistant", "content": "4"}}]},
+        {"model": "m", "done": False, "message": {"role": "assistant", "content": "4"}, "eval_count": 3},
+    ],
+    ids=["legacy", "both", "counted"],
+)
+def test_a_whole_body_is_no_piece_of_a_stream_though_it_names_one(reply: dict[str, Any]) -> None:
+    assert parse(json.dumps(reply).encode()).text == "4"
+
+
+@pytest.mark.parametrize(
     "content", [{"text": "good", "score": 5}, [{"text": "a", "label": 1}], {"content": "x", "title": "y"}]
 )
 def test_an_object_with_members_of_its_own_is_not_its_text_alone(content: Any) -> None:

@@ -85,7 +85,8 @@ def test_what_is_in_flight_reserves_an_overshoot_too() -> None:
     assert budget.reserve(100, 0) is Reservation.LATER
     budget.refund((100, 0))
     assert budget.reserve(100, 0) is Reservation.GRANTED
-    reason, _ = why_exhausted(budget.ceilings[BudgetSpan.RUN], budget.most((500, 0)), budget.overshoot)
+    reason, remedy = why_exhausted(budget.ceilings[BudgetSpan.RUN], budget.most((500, 0)), budget.overshoot)
+    assert "forgets" in remedy
     assert "300 tokens of it since an answer was billed so much beyond its max_tokens" in reason
 
 
