@@ -13,19 +13,20 @@ FEWEST_CHARS = 12
 def without_repeats(pieces: Sequence[str]) -> tuple[list[str], bool]:
     """Return the pieces of a text without what repeats earlier ones, and whether it is clear what does.
 
-    Two pieces that look like it may be text: all are returned, and it is not clear.
+    A few short pieces that look like it may be text: all are returned, and it is not clear. Two equal ones
+    are text: many tokenizers take digits one by one.
     """
     given = [piece for piece in pieces if piece]
     if len(given) < 2:
         return given, True
     if _grow(given):
         growing = [given[0], *(later for earlier, later in pairwise(given) if later != earlier)]
-        if len(growing) > 1 and _is_text(growing[-1]) and len(growing[-2].strip()) > 1:
-            is_clear = len(growing) >= FEWEST_PIECES
+        if len(growing) > 1 and growing[-2].strip():
+            is_clear = len(growing) >= FEWEST_PIECES and _is_varied(growing[-1])
             return (growing[-1:] if is_clear else given), is_clear
     *before, last = given
-    if len(before) > 1 and _is_text(last) and last == "".join(before):
-        is_clear = len(before) >= FEWEST_PIECES
+    if len(before) > 1 and last.strip() and last == "".join(before):
+        is_clear = len(before) >= FEWEST_PIECES and len(last) >= FEWEST_CHARS and _is_varied(last)
         return (before if is_clear else given), is_clear
     return given, True
 
@@ -35,6 +36,6 @@ def _grow(pieces: Sequence[str]) -> bool:
     return all(later.startswith(earlier) for earlier, later in pairwise(pieces))
 
 
-def _is_text(text: str) -> bool:
-    """Whether a text is long enough, and more than one character again and again."""
-    return len(text) >= FEWEST_CHARS and len(set(text)) > 2
+def _is_varied(text: str) -> bool:
+    """Whether a text is more than one or two characters again and again."""
+    return len(set(text)) > 2

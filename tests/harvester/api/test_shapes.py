@@ -748,9 +748,15 @@ SENTENCE = "The answer is four."
         # The last one holds all of it again.
         (("The ", "answer ", "is four.", SENTENCE), SENTENCE, Outcome.OK),
         (("The answer ", "is four.", SENTENCE), SENTENCE * 2, Outcome.UNKNOWN),
+        # Short ones: where text could be meant, it is not clear.
+        (("Y", "Ye", "Yes"), "Yes", Outcome.OK),
+        (("Yes", "Yes."), "YesYes.", Outcome.UNKNOWN),
+        (("Y", "es", "Yes"), "YesYes", Outcome.UNKNOWN),
+        (("1", "10", "100"), "110100", Outcome.UNKNOWN),
+        (("ha", "haha", "hahaha", "hahahahahaha"), "ha" * 12, Outcome.UNKNOWN),
         # Text that repeats itself.
-        (("ha", "haha", "hahaha", "hahahahahaha"), "ha" * 12, Outcome.OK),
-        (("1", "10", "100"), "110100", Outcome.OK),
+        (("1", "1"), "11", Outcome.OK),
+        (("1", "1", "0"), "110", Outcome.OK),
         (("\n", "\n\nThe answer is four."), "\n\n\nThe answer is four.", Outcome.OK),
         ((" ", "  ", "    "), " " * 7, Outcome.EMPTY),
         (("no ", "no ", "no "), "no no no ", Outcome.OK),
