@@ -25,6 +25,8 @@ QUIET_S = 30.0
 LINE_S = 5.0
 
 MODELS = ("base", "student", "teacher")
+# Fewer answers than this are too few to resample: trainer.evaluation.intervals.FEW.
+FEWEST_ANSWERS = 10
 
 # Consoles on which bars are drawn now.
 _drawn_on: list[Console] = []
@@ -151,10 +153,24 @@ def text_score_lines(card: Mapping[str, Any]) -> list[str]:
     if increase := (card.get("forgetting") or {}).get("increase"):
         more = f"{increase['value']:+.1%} ({increase['low']:+.1%} to {increase['high']:+.1%})"
         lines.append(f"forgetting: bits for general answers, student against base: {more}")
+    lines += _few_lines(card)
     if speed := card.get("speed"):
         lines += _speed_lines(speed)
     if missing := card.get("missing_packages"):
         lines.append(f"chrF or ROUGE-L left out, not installed: {', '.join(missing)} (the extra `eval`)")
+    return lines
+
+
+def _few_lines(card: Mapping[str, Any]) -> list[str]:
+    """Return which intervals resample too few answers."""
+    lines = []
+    for group, what, figures in (
+        ("likelihood", "held-out answers", "perplexity, bits per byte, calibration error and lengths"),
+        ("forgetting", "general answers", "forgetting"),
+    ):
+        answers = (card.get(group) or {}).get("answers", 0)
+        if 0 < answers < FEWEST_ANSWERS:
+            lines.append(f"{answers:,} {what} are too few to resample: intervals of {figures} are too narrow")
     return lines
 
 

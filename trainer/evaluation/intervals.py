@@ -3,7 +3,7 @@
 Means get percentile bootstrap intervals over prompts (Efron 1979); every model is drawn with the same
 prompts, so differences are paired. Right and wrong answers are compared by McNemar's exact test. Where a few
 prompts all give the same, their resamples do too: what is counted, and ratios of that, get intervals by
-formulas that are no single point there.
+formulas that are no single point there. So do means of shares over fewer prompts than `FEW`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harvester.quality.verifiers.wilson import Z95
+from harvester.quality.verifiers.wilson import Z95, wilson_limits
 
 Values = NDArray[np.float64]
 PERCENTILES = (2.5, 97.5)
+# Fewer prompts than this show too little of how prompts differ to be resampled.
+FEW = 10
+# Resamples that differ by less are of prompts that all give the same: the rest is rounding.
+_ROUNDING = 1e-9
 # Counts that are held at a time, so that memory does not grow with the prompts: 4 million are 32 MB.
 _MOST_COUNTS = 4_000_000
 
@@ -109,6 +113,35 @@ def difference_of_points(
     half = Z95 * math.sqrt(variance / count)
     value = math.fsum(pairs) / len(pairs)
     return {"value": value, "low": max(-1.0, middle - half), "high": min(1.0, middle + half)}
+
+
+def is_point(low: float, high: float) -> bool:
+    """Whether the limits of resamples of shares are one value, but for rounding."""
+    return high - low < _ROUNDING
+
+
+def mean_of_points(points: Sequence[float]) -> dict[str, float]:
+    """Return the mean of one or more points from 0 to 1 with its 95 % interval, no single point.
+
+    It is Wilson's interval for a share: points of that mean vary most where each is 0 or 1, so it is wide
+    enough for any.
+    """
+    total = math.fsum(points)
+    low, high = wilson_limits(total, len(points))
+    return {"value": total / len(points), "low": low, "high": high}
+
+
+def mean_of_groups(groups: Sequence[Mapping[str, float]], least: float = 0.0) -> dict[str, float]:
+    """Return the mean of estimates that count alike, with limits combined by MOVER (Zou and Donner 2008).
+
+    Args:
+        groups: {value, low, high}, independent of each other. least: possible value; the most is 1.
+    """
+    count = len(groups)
+    mean = sum(g["value"] for g in groups) / count
+    down = math.sqrt(sum((g["value"] - g["low"]) ** 2 for g in groups)) / count
+    up = math.sqrt(sum((g["high"] - g["value"]) ** 2 for g in groups)) / count
+    return {"value": mean, "low": max(least, mean - down), "high": min(1.0, mean + up)}
 
 
 def ratio_limits(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -42,11 +41,8 @@ def wilson_interval(right: int, count: int) -> dict[str, float]:
 
 def macro_average(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Return the mean of accuracies, with limits combined by MOVER (Zou and Donner 2008)."""
-    k = len(scores)
-    mean = sum(s["accuracy"] for s in scores) / k
-    down = math.sqrt(sum((s["accuracy"] - s["low"]) ** 2 for s in scores)) / k
-    up = math.sqrt(sum((s["high"] - s["accuracy"]) ** 2 for s in scores)) / k
-    return {"accuracy": mean, "low": max(0.0, mean - down), "high": min(1.0, mean + up)}
+    found = intervals.mean_of_groups([{**s, "value": s["accuracy"]} for s in scores])
+    return {"accuracy": found["value"], "low": found["low"], "high": found["high"]}
 
 
 def scorecard(judged: Sequence[JudgedPrompt], *, resamples: int = 2000, seed: int = 0) -> dict[str, Any]:

@@ -63,7 +63,8 @@ def reference_scores(held_out: Sequence[HeldOut], texts: Texts, resamples: int) 
     Returns:
         `prompts` with a reference; `metrics.<metric>.<model>` {value, low, high} with the differences
         `student_minus_base` and `student_minus_teacher`; and the same by `tasks.<task>` and `tags.<tag>`.
-        A missing answer counts 0.
+        A missing answer counts 0. Intervals are bootstrapped; those of fewer than `intervals.FEW` prompts, or
+        of prompts that all have the same value, are those of shares and of their paired differences.
     """
     references = on_demand.mapped(held_out, lambda held: held.reference)
     return _compare(held_out, texts, references, resamples)
@@ -136,8 +137,18 @@ def _metrics(columns: Columns, group: Sequence[int], resamples: int) -> dict[str
     for name, value in intervals.means(named, resamples).items():
         metric, model = name.split("/")
         if value is not None:
+            values = named[name][~np.isnan(named[name])]
+            if len(values) < intervals.FEW or intervals.is_point(value["low"], value["high"]):
+                value = _without_resamples(values, is_difference="_minus_" in model)
             metrics.setdefault(metric, {})[model] = value
     return metrics
+
+
+def _without_resamples(values: NDArray[np.float64], *, is_difference: bool) -> Any:
+    """Return the mean of shares, or of their differences, with an interval that is no single point."""
+    if is_difference:
+        return intervals.difference_of_points(values.tolist(), [0.0] * len(values))
+    return intervals.mean_of_points(values.tolist())
 
 
 def by_task(held_out: Sequence[Grouped]) -> dict[str, list[int]]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from trainer.data import dataset
 from trainer.errors import DataError
+from trainer.experiments import macro_intervals
 from trainer.experiments.power_law import (
     Fit,
     Floats,
@@ -103,13 +104,14 @@ def _result(
             "split": stages.held_out[0].split,
             "prompts": len(stages.held_out),
             "scored": len(scored),
+            "smallest_task": macro_intervals.fewest(table.strata),
         },
         "price": {
             "dollars_per_row": plan.paid.dollars_per_row,
             "rows": len(plan.paid.costs),
             "unpriced": plan.paid.unpriced,
         },
-        "points": _points(plan, sizes, trained, fitted, table.means()),
+        "points": _points(plan, sizes, trained, fitted, table),
         "base": _mean_of(stages.score(None, "the base"), table, scored),
         "teacher": None if teacher is None else _mean_of(teacher, table, scored),
         "fit": _fit_facts(fitted),
@@ -125,14 +127,15 @@ def _points(
     sizes: Sequence[float],
     trained: dict[tuple[int, int], dict[str, Any]],
     fitted: Fit,
-    means: Floats,
+    table: HeldOutScores,
 ) -> list[dict[str, Any]]:
     """Return the measured sizes.
 
     Args:
         trained: summary of the training by number of the size and of the seed.
-        means: scores [sizes, seeds].
+        table: scores of the held-out prompts.
     """
+    means = table.means()
 
     def mean_of(what: str, at: int) -> float:
         return float(np.mean([trained[at, number][what] for number in range(len(plan.seeds))]))
@@ -145,12 +148,19 @@ def _points(
             "steps": mean_of("steps", at),
             "dollars": _mean_dollars(plan, at),
             "score": float(fitted.scores[at]),
-            "low": float(fitted.intervals[at, 0]),
-            "high": float(fitted.intervals[at, 1]),
+            **_interval(plan, fitted, table, at),
             "by_seed": [float(mean) for mean in means[at]],
         }
         for at, rows in enumerate(sizes)
     ]
+
+
+def _interval(plan: CurvePlan, fitted: Fit, table: HeldOutScores, at: int) -> dict[str, float]:
+    low, high = fitted.intervals[at].tolist()
+    if plan.config.measure == "accuracy":
+        found = macro_intervals.accuracy(table.values[at].mean(axis=0), table.strata, (low, high))
+        low, high = found["low"], found["high"]
+    return {"low": low, "high": high}
 
 
 def _mean_dollars(plan: CurvePlan, at: int) -> float | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from trainer.experiments.macro_intervals import few_note, too_few
 from trainer.experiments.page import Page, Table
 from trainer.experiments.plot import Axis, Line, Measured, plot
 from trainer.files import write_report
@@ -57,7 +58,8 @@ def verdict_text(curve: Mapping[str, Any]) -> str:
     what = "dollars" if step["dollars"] is not None else "rows"
     gain = f"the next {amount_text(step)} are predicted to bring {gain_text(step['gain'], measure)}"
     if curve["verdict"] == "go on":
-        return f"go on: {gain}"
+        few = curve["held_out"]["smallest_task"]
+        return f"go on: {gain}" + (f", which {few:,} held-out prompts can't show" if too_few(few) else "")
     if step["gain"]["low"] <= 0:
         return f"stop here: {gain}, an interval that holds zero or less"
     return f"stop here: {gain}, which may be less than the least gain that the {what} have to bring"
@@ -90,6 +92,10 @@ def notes(curve: Mapping[str, Any]) -> list[str]:
             "that error is large: these scores don't follow the curve, so its predictions are rough; "
             "name larger sizes, where the score has begun to flatten, or more seeds"
         )
+    lines += few_note(
+        curve["held_out"]["smallest_task"],
+        "held-out prompts" + (" of a task" if measure == "accuracy" else ""),
+    )
     base = curve["base"]
     if not any(p["low"] > base if measure == "accuracy" else p["high"] < base for p in curve["points"]):
         lines.append(

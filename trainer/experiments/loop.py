@@ -21,6 +21,7 @@ from trainer.data import dataset, row_rules
 from trainer.data.dataset import Rows
 from trainer.errors import DataError
 from trainer.evaluation.judging import verifiers_of
+from trainer.experiments import macro_intervals
 from trainer.experiments.harvests import Harvests
 from trainer.experiments.loop_config import LoopFiles
 from trainer.experiments.pool import (
@@ -233,8 +234,7 @@ class Loop:
         values = np.array([[[float(s.values[n] or 0.0) for n in scored]] for s in scores])
         table = HeldOutScores(values, *prompt_weights([stages.held_out[n].task for n in scored]))
         drawn = table.resampled(np.random.default_rng(self._config.seed), self._config.resamples)
-        means = table.means()[:, 0]
-        facts = [_facts(means, drawn, at) for at in range(len(scores))]
+        facts = [_facts(table, drawn, at) for at in range(len(scores))]
         count = len(arms[0].rounds)
         rounds = [
             {**{k: v for k, v in row.items() if k != "keys"}, **facts[2 + place * count + at]}
@@ -254,7 +254,7 @@ class Loop:
             "base": facts[0],
             "teacher": facts[1],
             "rounds": rounds,
-            "differences": _differences(means, drawn, count) if len(arms) > 1 else [],
+            "differences": _differences(table, drawn, count) if len(arms) > 1 else [],
             "resamples": self._config.resamples,
         }
 
@@ -274,17 +274,21 @@ class Loop:
         return scored
 
 
-def _facts(means: Floats, drawn: Floats, at: int) -> dict[str, float]:
-    low, high = percentiles(drawn[:, at])
-    return {"score": float(means[at]), "low": low, "high": high}
+def _facts(table: HeldOutScores, drawn: Floats, at: int) -> dict[str, float]:
+    found = macro_intervals.accuracy(table.values[at, 0], table.strata, percentiles(drawn[:, at]))
+    return {"score": found["value"], "low": found["low"], "high": found["high"]}
 
 
-def _differences(means: Floats, drawn: Floats, rounds: int) -> list[dict[str, float]]:
-    """Return by round how much better the choice is than the random one (paired bootstrap)."""
-    differences = []
-    for number in range(rounds):
+def _differences(table: HeldOutScores, drawn: Floats, rounds: int) -> list[dict[str, float]]:
+    """Return by round how much better the choice is than the random one, paired over the prompts.
+
+    The first round is one training, which both have: its difference is 0, without doubt.
+    """
+    differences = [{"round": 1, "value": 0.0, "low": 0.0, "high": 0.0}]
+    for number in range(1, rounds):
         ours, control = 2 + number, 2 + rounds + number
-        low, high = percentiles(drawn[:, ours] - drawn[:, control])
-        value = float(means[ours] - means[control])
-        differences.append({"round": number + 1, "value": value, "low": low, "high": high})
+        limits = percentiles(drawn[:, ours] - drawn[:, control])
+        first, second = table.values[ours, 0], table.values[control, 0]
+        found = macro_intervals.difference(first, second, table.strata, limits)
+        differences.append({"round": number + 1, **found})
     return differences

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.experiments.curve_report import money
+from trainer.experiments.macro_intervals import few_note, too_few
 from trainer.experiments.page import Page, Table
 from trainer.experiments.plot import Axis, Line, Measured, plot
 from trainer.files import write_report
@@ -39,6 +40,8 @@ def verdict_text(result: Mapping[str, Any]) -> str:
     """Return what the first and the last measurement say."""
     first, last, fall = result["held_out"][0], result["held_out"][-1], result["fall"]
     falls = "fell" if fall["low"] > 0 else "rose" if fall["high"] < 0 else "did not clearly change"
+    if too_few(count := result["held_out_prompts"]):
+        falls += f" on {count:,} prompts, too few to tell of others"
     return (
         f"held-out reverse KL {falls}: from {nats(first['reverse_kl'])} to {nats(last['reverse_kl'])} nats "
         f"per token after round {last['round']}, a fall of {nats(fall['value'])} "
@@ -64,6 +67,7 @@ def notes(result: Mapping[str, Any]) -> list[str]:
         how,
         "held-out prompts are answered with the same seeds each time; intervals resample the prompts",
     ]
+    lines += few_note(result["held_out_prompts"])
     unknown = last["tokens"] - last["scored_tokens"]
     if unknown:
         lines.append(

@@ -81,6 +81,22 @@ def test_the_interval_of_paired_points_holds_their_mean_and_is_no_point(pairs):
     assert (turned["low"], turned["high"]) == pytest.approx((-found["high"], -found["low"]))
 
 
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=30))
+def test_the_interval_of_a_mean_of_points_holds_it_and_is_no_point(points):
+    found = intervals.mean_of_points(points)
+    assert found["value"] == pytest.approx(sum(points) / len(points))
+    assert 0 <= found["low"] <= found["value"] <= found["high"] <= 1
+    assert found["low"] < found["high"]
+
+
+def test_the_mean_of_groups_is_that_of_one_and_narrows_with_more():
+    one = {"value": 0.5, "low": 0.25, "high": 0.625}
+    assert intervals.mean_of_groups([one]) == one
+    assert intervals.mean_of_groups([one] * 4) == {"value": 0.5, "low": 0.375, "high": 0.5625}
+    wide = {"value": -0.5, "low": -1.0, "high": 1.0}
+    assert intervals.mean_of_groups([wide], least=-1.0) == wide
+
+
 def test_limits_of_a_ratio():
     # Where the second is known exactly, those of the first are divided by it.
     assert intervals.ratio_limits(0.4, 0.5, (0.2, 0.7), (0.5, 0.5)) == pytest.approx((0.4, 1.4))

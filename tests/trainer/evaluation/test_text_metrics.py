@@ -6,8 +6,10 @@ import pytest
 
 from harvester.quality.verifiers.refusals import is_refusal
 from harvester.quality.verifiers.verifiers import Candidate
-from trainer.console import text_score_lines
-from trainer.evaluation import comparison_choice, text_metrics
+from trainer.console import FEWEST_ANSWERS, text_score_lines
+from trainer.data.conversation import Conversation
+from trainer.data.held_out import HeldOut
+from trainer.evaluation import comparison_choice, intervals, text_metrics, text_scores
 
 # F-measures of rougeL by rouge-score 0.1.2, and chrF2 by sacrebleu 2.6.0.
 PUBLISHED = [
@@ -46,6 +48,36 @@ def test_metrics_of_packages_that_are_not_installed_are_left_out_and_named(monke
     assert text_metrics.missing_metrics() == ["sacrebleu", "rapidfuzz"]
     [line] = text_score_lines({"missing_packages": text_metrics.missing_metrics()})
     assert "sacrebleu, rapidfuzz" in line
+
+
+@pytest.mark.parametrize("count", [1, 3, 12])
+def test_means_over_prompts_that_all_give_the_same_claim_no_certainty(count):
+    conversation = Conversation(({"role": "user", "content": "where?"},))
+    held_out = [HeldOut(f"h{n}", conversation, "Accra", "t", "held_out", "Accra") for n in range(count)]
+    texts = {"base": ["Rome"] * count, "student": ["Accra"] * count, "teacher": ["Accra"] * count}
+    scored = text_scores.reference_scores(held_out, texts, 100)
+    for metrics in (scored["metrics"], scored["tasks"]["t"]["metrics"]):
+        assert metrics["exact"]["student"] == intervals.mean_of_points([1.0] * count)
+        assert metrics["exact"]["base"] == intervals.mean_of_points([0.0] * count)
+        difference = intervals.difference_of_points([1.0] * count, [0.0] * count)
+        assert metrics["exact"]["student_minus_base"] == difference
+        assert metrics["exact"]["student_minus_teacher"]["low"] < 0
+
+
+def test_few_prompts_have_the_interval_of_a_share():
+    conversation = Conversation(({"role": "user", "content": "where?"},))
+    held_out = [HeldOut(f"h{n}", conversation, "a b c d", "t", "held_out", "a b") for n in range(3)]
+    texts = {"student": ["a b", "a b c", None]}
+    found = text_scores.reference_scores(held_out, texts, 100)["metrics"]["token_f1"]["student"]
+    assert found == intervals.mean_of_points([2 / 3, 6 / 7, 0.0])
+
+
+def test_few_answers_are_said_to_be_too_few():
+    assert FEWEST_ANSWERS == intervals.FEW
+    few, enough = ({"likelihood": {"answers": n}, "forgetting": {"answers": n}} for n in (9, 10))
+    lines = text_score_lines(few)
+    assert [line.split(" are too few")[0] for line in lines] == ["9 held-out answers", "9 general answers"]
+    assert text_score_lines(enough) == []
 
 
 @pytest.mark.parametrize(

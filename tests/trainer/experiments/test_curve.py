@@ -83,7 +83,7 @@ def test_the_figures_are_those_of_evaluate_and_of_the_ledger(finished):
     assert curve["price"] == {"dollars_per_row": pytest.approx(150e-6), "rows": 48, "unpriced": 0}
     assert curve["next"]["rows"] == pytest.approx(1 / 150e-6)
     assert curve["doubling"]["dollars"] == pytest.approx(48 * 150e-6)
-    assert curve["held_out"] == {"split": "held_out", "prompts": 8, "scored": 8}
+    assert curve["held_out"] == {"split": "held_out", "prompts": 8, "scored": 8, "smallest_task": 8}
     config = train_config.load(finished / "train.toml")
     renderer = Renderer(model.load_tokenizer(config.base))
     examples = held_out_examples(dataset.read(config).held_out, renderer, config)

@@ -69,11 +69,12 @@ def test_a_page_escapes_every_text():
     assert text.count("&lt;script&gt;") >= 9
 
 
-def curve(low: float, *, verdict: str, dollars: float | None = 1.0) -> dict[str, Any]:
+def curve(low: float, *, verdict: str, dollars: float | None = 1.0, smallest: int = 10) -> dict[str, Any]:
     gain = {"value": low + 0.01, "low": low, "high": low + 0.02}
     return {
         "measure": "accuracy",
         "verdict": verdict,
+        "held_out": {"smallest_task": smallest},
         "next": {"rows": 500, "dollars": dollars, "gain": gain},
     }
 
@@ -86,6 +87,9 @@ def test_the_verdict_names_the_reason():
     text = curve_report.verdict_text(curve(0.01, verdict="go on", dollars=None))
     assert text.startswith("go on: the next 500 rows")
     assert "$" not in text
+    assert "can't show" not in text
+    few = curve_report.verdict_text(curve(0.01, verdict="go on", smallest=9))
+    assert few.endswith(", which 9 held-out prompts can't show")
 
 
 @pytest.mark.parametrize(("measure", "interval"), [("accuracy", (0.4, 0.5)), ("loss", (0.2, 0.3))])
@@ -100,8 +104,11 @@ def test_a_curve_whose_students_are_no_better_than_their_base_says_so(measure, i
         "price": {"dollars_per_row": 0.001, "rows": 9, "unpriced": 0},
         "fit": {"scatter": 0.0},
         "prediction": {"rows": 9, "predicted": 0.5, "measured": 0.5, "error": 0.0},
-        "held_out": {"prompts": 8, "scored": 8},
+        "held_out": {"prompts": 8, "scored": 8, "smallest_task": 8},
     }
+    assert any("8 held-out prompts" in line and "too few" in line for line in curve_report.notes(facts))
+    facts["held_out"] = {"prompts": 10, "scored": 10, "smallest_task": 10}
+    assert not any("too few" in line for line in curve_report.notes(facts))
     word = "no size scores clearly better"
     assert not any(word in line for line in curve_report.notes(facts))
     worse = facts | {"base": 0.45 if measure == "accuracy" else 0.25}
