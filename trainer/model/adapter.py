@@ -85,7 +85,7 @@ def saved_modules(base: Any, lora: LoraSection) -> list[str]:
             raise StudentError(
                 f"no module is named {wanted!r}",
                 place="lora.modules_to_save",
-                remedy=f"did you mean {near[0]!r}?" if near else "name it as `embed_tokens` or `lm_head`",
+                remedy=f"did you mean {near[0]!r}?" if near else _ends_of(base),
             )
         if not isinstance(lora.target, str) and wanted in lora.target:
             raise StudentError(
@@ -101,15 +101,25 @@ def saved_modules(base: Any, lora: LoraSection) -> list[str]:
     return found
 
 
+def _ends_of(base: Any) -> str:
+    embedding, output = _embedding_names(base)
+    return f"the embedding of this base is {embedding!r}, its output layer {output!r}"
+
+
+def _embedding_names(base: Any) -> tuple[str, str]:
+    """Return the names of the embedding and the output layer in the modules that hold them."""
+    embedding, output = (
+        next((n.rpartition(".")[2] for n, each in base.named_modules() if each is module), "")
+        for module in (base.get_input_embeddings(), base.get_output_embeddings())
+    )
+    return embedding, output
+
+
 def _untied(base: Any, wanted: Sequence[str]) -> list[str]:
     """Leave out the output layer where it shares its weight with the embedding, which is named, too."""
     if not getattr(base.config, "tie_word_embeddings", False):
         return list(wanted)
-    tied = (base.get_input_embeddings(), base.get_output_embeddings())
-    embedding, output = (
-        next((n.rpartition(".")[2] for n, each in base.named_modules() if each is module), "")
-        for module in tied
-    )
+    embedding, output = _embedding_names(base)
     if output in wanted and embedding not in wanted:
         remedy = f'name "{embedding}", which trains that one weight'
         raise _tied(output, "lora.modules_to_save", remedy)

@@ -305,7 +305,8 @@ def test_a_base_in_four_bits_is_the_one_that_is_evaluated(tmp_path):
     ("lora", "message"),
     [
         ({"modules_to_save": ["lm_head"]}, "lm_head is tied"),
-        ({"modules_to_save": ["embed_token"]}, "no module is named 'embed_token'"),
+        ({"modules_to_save": ["embed_token"]}, "'embed_token' .did you mean 'embed_tokens'"),
+        ({"modules_to_save": ["wte"]}, "the embedding of this base is 'embed_tokens', its output layer 'lm_"),
         ({"modules_to_save": ["embed_tokens"], "trainable_tokens": ["<|im_end|>"]}, "rows of all tokens"),
         ({"modules_to_save": ["q_proj"], "target": ["q_proj", "v_proj"]}, "as a whole and have an adapter"),
     ],
