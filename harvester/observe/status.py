@@ -201,6 +201,8 @@ def status_lines(status: Mapping[str, Any]) -> list[str]:
     if not status.get("run_id"):
         return _without_heartbeat(status)
     lines = [_headline(status)]
+    if status.get("why") and not status.get("alive"):
+        lines.append(f"why       {status['why']}")
     if text := standing_text(str(status.get("process", "")), status.get("pid", "?")):
         lines.append(f"{status['process']:<9} {text}")
     lines += [*_pace(status), *_money(status)]

@@ -123,7 +123,7 @@ def status_model(counters: type[Counters]) -> type[_Lenient]:
         dict(
             [
                 *((metric.status, _TYPES[metric.kind]) for metric in declared(counters).values()),
-                *_all("state run_id config model host", Text),
+                *_all("state why run_id config model host", Text),
                 *_all("updated_at started_at pid rows_total rows_left refused_share exit_code", Number),
                 *_all("rss_bytes open_files tasks threads cpu_s loop_lag_s", Number),
                 *_all("closes_at finish_by", Number | None),

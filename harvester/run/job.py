@@ -116,7 +116,7 @@ async def _run(parts: RunParts) -> Summary:
                 exit_code = 128 + signals.number
             if not isinstance(error, StoreError):
                 await _finish_mirror(parts.mirror, signals)
-    parts.heartbeat.end(result.ending, exit_code)
+    parts.heartbeat.end(result.ending, exit_code, result.detail if error is None else str(error))
     if error is not None:
         raise error
     return await _summary(parts, result, exit_code, sealed_rows)

@@ -179,6 +179,8 @@ def read_toml(path: Path, missing: str) -> TomlFile:
         text = read_bytes(path, MAX_TOML_BYTES, follows_links=True).decode("utf-8-sig")
         return TomlFile(str(path), text, tomllib.loads(text))
     except FileNotFoundError:
+        if path.is_dir():  # `.` has no name to open in its parent
+            raise _is_folder(path) from None
         raise ConfigError("no such file", place=str(path), remedy=missing) from None
     except tomllib.TOMLDecodeError as error:
         line = re.search(r"line (\d+)", str(error))
@@ -195,9 +197,7 @@ def read_toml(path: Path, missing: str) -> TomlFile:
         ) from None
     except OSError as error:
         if path.is_dir():
-            files = ", ".join(sorted(found.name for found in path.glob("*.toml")))
-            remedy = f"name a TOML file in it: {files}" if files else "name a TOML file"
-            raise ConfigError("is a folder", place=str(path), remedy=remedy) from None
+            raise _is_folder(path) from None
         raise ConfigError(
             f"can't be read: {error.strerror}", place=str(path), remedy="name the TOML file itself"
         ) from None
@@ -207,6 +207,13 @@ def read_toml(path: Path, missing: str) -> TomlFile:
             place=str(path),
             remedy="shorten the number, or write the tables flat",
         ) from None
+
+
+def _is_folder(path: Path) -> ConfigError:
+    """Return the error of a folder that was named as a TOML file; it names the TOML files in it."""
+    files = ", ".join(sorted(found.name for found in path.glob("*.toml")))
+    remedy = f"name a TOML file in it: {files}" if files else "name a TOML file"
+    return ConfigError("is a folder", place=str(path), remedy=remedy)
 
 
 def _remedy_for(message: str) -> str:

@@ -71,6 +71,14 @@ def test_a_folder_in_place_of_a_file_is_answered_with_the_files_in_it(tmp_path: 
     assert caught.value.remedy == "name a TOML file in it: harvest.toml"
 
 
+@pytest.mark.parametrize("program", ["harvester", "trainer"])
+def test_the_current_folder_in_place_of_a_file_is_said_to_be_one(tmp_path: Path, program: str):
+    (tmp_path / "some.toml").write_text("")
+    done = commands.run(program, ["plan", "."], cwd=tmp_path)
+    assert (done.returncode, "is a folder" in done.stderr) == (2, True), done.stderr
+    assert "name a TOML file in it: some.toml" in done.stderr
+
+
 def test_a_misspelt_key_is_answered_with_the_nearest_one(tmp_path: Path):
     path = folder(tmp_path, "http://127.0.0.1:9/v1")
     path.write_text(path.read_text().replace("max_tokens", "max_token"))
@@ -500,3 +508,22 @@ def test_a_wrong_prompt_file_has_a_remedy_of_its_own(name: str, tmp_path: Path) 
     assert done.returncode == 2, done.stderr
     assert remedy in " ".join(done.stderr.split()), done.stderr
     assert name in done.stderr
+
+
+def test_status_says_why_a_run_ended_until_another_one_completes(mock_teacher, tmp_path: Path):
+    mock = mock_teacher()
+    path = folder(tmp_path, mock.base_url.removesuffix("/v1"))
+    refused = harvester("run", str(path))
+    assert refused.returncode == 4, refused.stderr
+    shown = harvester("status", str(path)).stdout
+    [why] = [line for line in shown.splitlines() if line.startswith("why ")]
+    assert "HTTP 404" in why
+    assert "check model, and base_url with its /v1" in why
+    folder(tmp_path, mock.base_url)
+    limited = harvester("run", str(path), "--max-tokens", "10")
+    assert limited.returncode == 10, limited.stderr
+    facts = json.loads(harvester("status", str(path), "--json").stdout)
+    assert facts["why"] in limited.stderr + limited.stdout
+    assert "10" in facts["why"]
+    assert harvester("run", str(path)).returncode == 0
+    assert "\nwhy " not in harvester("status", str(path)).stdout

@@ -153,7 +153,7 @@ def check_adapter(folder: Path) -> None:
         StudentError: which file, and what is wrong.
     """
     if not (folder / "adapter_config.json").is_file():
-        raise StudentError("no adapter here", place=str(folder), remedy="`trainer train train.toml` makes it")
+        raise StudentError("no adapter here", place=str(folder), remedy="`trainer train` makes it")
     file = folder / "adapter_model.safetensors"
     if not file.is_file():
         raise StudentError(

@@ -143,10 +143,10 @@ class Heartbeat:
             budgets = budget_texts(status["budgets"])
             self._notifier.beat("; ".join([*status_lines(status)[:2], *budgets]))
 
-    def end(self, ending: Ending, exit_code: int) -> None:
-        """Write and show how the run ended."""
+    def end(self, ending: Ending, exit_code: int, why: str) -> None:
+        """Write and show how the run ended, and why; "" where the ending says it."""
         self._state = ending
-        status = self._write({**self.status(), "exit_code": exit_code})
+        status = self._write({**self.status(), "exit_code": exit_code, "why": why})
         self._watch(status)
         self._timeline.note(status, self._process_stats.read())
 
