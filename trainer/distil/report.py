@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from markupsafe import Markup
 
-from trainer.experiments.curve_report import money
+from trainer.experiments.curve_report import money, steps_made
 from trainer.experiments.page import Page, Table
 from trainer.experiments.plot import Axis, Line, plot
 from trainer.files import write_report
@@ -53,7 +53,10 @@ def describe(name: str, made: Mapping[str, Any]) -> str:
         case "train":
             loss = "" if made["loss"] is None else f", loss {made['loss']:.3f}"
             best = f", adapter of step {made['best_step']:,}" if made["best_step"] else ""
-            return f"{made['steps']:,} steps in {made['wall_s']:,.0f} s{loss}{best}"
+            steps = made["steps"]
+            done = steps_made(made)
+            of = "" if done == steps else f" of {steps:,}"
+            return f"{done:,}{of} steps in {made['wall_s']:,.0f} s{loss}{best}"
         case "evaluate":
             return scores_text(made)
         case "export":

@@ -14,6 +14,7 @@ import numpy as np
 from trainer.data import dataset
 from trainer.errors import DataError
 from trainer.experiments import macro_intervals
+from trainer.experiments.curve_report import steps_made
 from trainer.experiments.power_law import (
     Fit,
     Floats,
@@ -145,7 +146,7 @@ def _points(
             "asked": plan.sizes[at],
             "rows": rows,
             "learned": mean_of("examples", at),
-            "steps": mean_of("steps", at),
+            "steps": float(np.mean([steps_made(trained[at, number]) for number in range(len(plan.seeds))])),
             "dollars": _mean_dollars(plan, at),
             "score": float(fitted.scores[at]),
             **_interval(plan, fitted, table, at),

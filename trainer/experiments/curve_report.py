@@ -39,6 +39,11 @@ def money(value: float) -> str:
     return f"${np.format_float_positional(value, precision=3, fractional=False, trim='-')}"
 
 
+def steps_made(trained: Mapping[str, Any]) -> int:
+    """Return how many steps a training made, given its summary: patience may end it before the last one."""
+    return int(trained.get("steps_done") or trained["steps"])  # summaries of earlier versions lack it
+
+
 def amount_text(step: Mapping[str, Any]) -> str:
     """Return what further rows cost, or their number where they have no price."""
     rows = f"{step['rows']:,.0f} rows" if step["rows"] >= 10 else f"{step['rows']:.2g} rows"

@@ -42,6 +42,7 @@ class Trained:
         notes: lines for the operator: device, resumed step, warnings.
         best_step: step of the adapter that was written, where evaluations chose it; None otherwise.
         held_out_loss: its held-out loss in nats per supervised token.
+        steps_done: steps made by this and earlier calls; fewer than `steps` where evaluations ended it.
     """
 
     adapter: str
@@ -56,6 +57,7 @@ class Trained:
     notes: tuple[str, ...]
     best_step: int | None = None
     held_out_loss: float | None = None
+    steps_done: int | None = None
 
 
 def train(
@@ -352,6 +354,7 @@ class TrainingRun:
             notes=self.notes,
             best_step=state.best_step or None,
             held_out_loss=state.best_loss if state.best_step else None,
+            steps_done=self._steps_done,
         )
 
 

@@ -22,6 +22,7 @@ from tests.waiting import until
 from trainer.data import dataset
 from trainer.distil.pipeline import STAGES
 from trainer.starter import write_starter
+from trainer.training.validation import Validation
 
 ROWS, HELD_OUT = 24, 6
 
@@ -211,6 +212,29 @@ def test_a_harvest_that_its_budget_ends_goes_on_with_a_higher_one(
     code, _, err = run_trainer("distil", toml, "--until", "harvest")
     assert code == 0, err
     assert mock.totals()["requests"] == ROWS + HELD_OUT
+
+
+@pytest.mark.slow
+def test_a_training_that_patience_ended_is_told_by_the_steps_it_made(
+    run_trainer,  # noqa: F811
+    mock_teacher,
+    tmp_path: Path,
+    monkeypatch,
+) -> None:
+    toml = write_run(tmp_path / "run", mock_teacher())
+    replace(toml.parent / "train.toml", "every = 0", "every = 1")
+    replace(toml.parent / "train.toml", "patience = 0", "patience = 1")
+    replace(toml.parent / "train.toml", "epochs = 2", "epochs = 4")
+    losses = iter((1.0, 2.0))
+    monkeypatch.setattr(Validation, "_loss", lambda _self: next(losses))
+    code, printed, err = run_trainer("distil", toml, "--until", "train")
+    assert code == 0, err
+    made = json.loads((toml.parent / "distil" / "stages" / "train.json").read_text())["result"]
+    assert (made["steps_done"], made["best_step"]) == (2, 1)
+    assert made["steps"] > 2
+    told = f"2 of {made['steps']} steps in "
+    assert told in printed + err
+    assert told in (toml.parent / "distil" / "distil.html").read_text()
 
 
 @pytest.mark.slow

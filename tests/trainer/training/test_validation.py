@@ -111,7 +111,8 @@ def test_the_best_adapter_is_kept_and_patience_ends_the_training(tmp_path, falli
     code, out, err = run_trainer("train", tmp_path / "train.toml", "--json")
     assert code == 0
     done = json.loads(out)
-    assert (done["best_step"], done["held_out_loss"], done["steps_now"]) == (4, 2.0, 10)
+    assert (done["best_step"], done["held_out_loss"]) == (4, 2.0)
+    assert (done["steps"], done["steps_now"], done["steps_done"]) == (20, 10, 10)
     assert "held-out loss 2.0000, the lowest so far" in err
     assert any("stopped after step 10 of 20" in note for note in done["notes"])
     page = (config.out_path / "train.html").read_text(encoding="utf-8")
@@ -127,7 +128,7 @@ def test_the_best_adapter_is_kept_and_patience_ends_the_training(tmp_path, falli
     assert [line["held_out_loss"] for line in evaluations(config)] == [3.0, 2.0, 2.5, None, 2.1]
     # a training that patience ended is complete: again does nothing more
     again = train(config)
-    assert again.steps_now == 0
+    assert (again.steps_now, again.steps_done) == (0, 10)
     assert same(written, adapter_of(config))
 
 
