@@ -43,7 +43,7 @@ from harvester.system import output_path
 from harvester.system.failpoints import reach
 from harvester.system.files import fsync
 from harvester.system.objects.url import url_in
-from harvester.system.toml_file import read_toml
+from harvester.system.toml_file import file_of_keys, read_toml
 
 _SUMMARY = CURATION_NAME
 DEFAULT_FILTERS = ("finished", "not_blank")
@@ -129,7 +129,8 @@ def _load(path: Path) -> CurateConfig:
         raise ConfigError(
             f"unknown keys {sorted(unknown)}" if unknown else "'corpus' and 'out' are needed",
             place=file.place_of(sorted(unknown)[:1]),
-            remedy='corpus = "store", out = "curated", filters = ["finished", "not_blank"]',
+            remedy=("corpus" not in data and file_of_keys(unknown))
+            or 'corpus = "store", out = "curated", filters = ["finished", "not_blank"]',
         )
     for name in ("corpus", "out"):
         if not isinstance(data[name], str) or not data[name] or "\0" in data[name]:

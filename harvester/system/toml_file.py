@@ -22,6 +22,16 @@ from harvester.system.own_files import MAX_TOML_BYTES, read_bytes
 
 Model = TypeVar("Model", bound=BaseModel)
 
+# Keys by which a TOML file of another command is known, that file, and commands that take it.
+_FILES_BY_KEYS = (
+    (("judge",), "judge.toml", "`harvester judge`"),
+    (("teacher",), "harvest.toml", "`harvester plan` and `harvester run`"),
+    (("student",), "train.toml", "`trainer plan` and `trainer train`"),
+    (("filters",), "curate.toml", "`harvester curate`"),
+    (("curate", "mock_teacher"), "distil.toml", "`trainer distil`"),
+    (("pool",), "loop.toml", "`trainer loop`"),
+    (("rows", "seeds"), "curve.toml", "`trainer curve`"),
+)
 # Minimum similarity (difflib ratio, 0 to 1) for suggesting a key of another table.
 _OTHER_TABLE_CUTOFF = 0.8
 # How a check of several keys names the first of them.
@@ -259,7 +269,7 @@ def validate(
         if first["type"] == "extra_forbidden":
             key = ".".join(map(str, location))
             reasons = refused or {}
-            remedy = reasons.get(key) or reasons.get(str(location[-1])) or ""
+            remedy = reasons.get(key) or reasons.get(str(location[-1])) or _other_file(model, data)
             if not remedy:
                 further = reasons.get(f"{key.rpartition('.')[0]}.*")
                 suggestion = suggest_key(model, location, hidden)
@@ -318,6 +328,20 @@ def _problem(error: ErrorDetails) -> str:
     if template is not None:
         return template.format(**error.get("ctx", {}))
     return error["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+
+
+def _other_file(model: type[BaseModel], data: Mapping[str, Any]) -> str:
+    """Say whose file this seems to be, if it lacks a required key and holds one of another file; else ""."""
+    required = {name for name, field in model.model_fields.items() if field.is_required()}
+    return "" if required <= set(data) else file_of_keys(set(data) - set(model.model_fields))
+
+
+def file_of_keys(keys: Collection[str]) -> str:
+    """Say which TOML file these keys belong to, and which commands take it; "" for keys of none."""
+    for names, file, commands in _FILES_BY_KEYS:
+        if any(name in keys for name in names):
+            return f"this looks like a {file}, which is for {commands}"
+    return ""
 
 
 def suggest_key(root: type[BaseModel], location: Sequence[int | str], hidden: Collection[str] = ()) -> str:

@@ -79,6 +79,47 @@ def test_the_current_folder_in_place_of_a_file_is_said_to_be_one(tmp_path: Path,
     assert "name a TOML file in it: some.toml" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("command", "file", "commands_of_file"),
+    [
+        (("harvester", "run"), "train.toml", "`trainer train`"),
+        (("harvester", "plan"), "curate.toml", "`harvester curate`"),
+        (("harvester", "curate"), "harvest.toml", "`harvester run`"),
+        (("trainer", "train"), "harvest.toml", "`harvester run`"),
+        (("trainer", "train"), "distil.toml", "`trainer distil`"),
+        (("trainer", "distil"), "train.toml", "`trainer train`"),
+        (("trainer", "plan"), "judge.toml", "`harvester judge`"),
+        (("trainer", "plan"), "curve.toml", "`trainer curve`"),
+        (("harvester", "run"), "loop.toml", "`trainer loop`"),
+    ],
+)
+def test_the_file_of_another_command_is_known(
+    tmp_path: Path, command: tuple[str, str], file: str, commands_of_file: str
+):
+    texts = {
+        "harvest.toml": CONFIG.format(base_url="http://127.0.0.1:9/v1", model="mock-teacher"),
+        "train.toml": '[student]\nbase = "base"\n[data]\ncorpus = "store"\n',
+        "curate.toml": 'corpus = "store"\nout = "curated"\nfilters = ["finished"]\n',
+        "distil.toml": 'harvest = "harvest.toml"\ncurate = "curate.toml"\ntrain = "train.toml"\n',
+        "judge.toml": '[judge]\ncorpus = "store"\n[teacher]\nmodel = "mock-teacher"\n',
+        "curve.toml": 'train = "train.toml"\nrows = [10, 20, 30]\n',
+        "loop.toml": 'harvest = "harvest.toml"\ntrain = "train.toml"\npool = ["a.jsonl"]\nrounds = 1\n',
+    }
+    (tmp_path / file).write_text(texts[file])
+    done = commands.run(command[0], [command[1], tmp_path / file])
+    assert (done.returncode, "unknown key" in done.stderr) == (2, True), done.stderr
+    assert f"this looks like a {file}" in done.stderr
+    assert commands_of_file in done.stderr
+
+
+def test_a_stray_key_of_another_file_is_no_other_file(tmp_path: Path):
+    path = folder(tmp_path, "http://127.0.0.1:9/v1")
+    path.write_text(f"{path.read_text()}[student]\nbase = 'base'\n")
+    done = harvester("plan", str(path))
+    assert (done.returncode, "unknown key 'student'" in done.stderr) == (2, True), done.stderr
+    assert "looks like" not in done.stderr
+
+
 def test_a_misspelt_key_is_answered_with_the_nearest_one(tmp_path: Path):
     path = folder(tmp_path, "http://127.0.0.1:9/v1")
     path.write_text(path.read_text().replace("max_tokens", "max_token"))
