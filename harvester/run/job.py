@@ -56,11 +56,13 @@ from harvester.store.journal.group_commit import GroupCommit, on_writer
 from harvester.store.journal.journal import Journal
 from harvester.store.journal.lock import StoreLock
 from harvester.store.journal.records import RunRecord
+from harvester.store.maintain.bill import compute_spent
 from harvester.store.shards.manifest import read_manifest
 from harvester.store.terms_check import require_unsealed_permitted
 from harvester.system.background import StopRequests
 from harvester.system.clock import Clock, SystemClock
 from harvester.system.command_line.version import __version__
+from harvester.teacher.policies import build_budget
 
 
 async def run(
@@ -370,6 +372,7 @@ async def _pass(parts: RunParts, signals: Signals) -> tuple[PassResult, Harveste
     known = await on_writer(parts.writer, lambda journal: completed_files.recall(journal, prepared.digest))
     if known is not None:  # an earlier run completed these files, and nothing has left the store since
         parts.feed.pass_over(known)
+        await _show_budget(parts)
         heartbeat.note(known.counts())
         return PassResult(Ending.COMPLETE, known.counts()), None
     work = asyncio.create_task(_harvest(parts))
@@ -390,6 +393,14 @@ async def _pass(parts: RunParts, signals: Signals) -> tuple[PassResult, Harveste
             return PassResult(Ending.ABORTED, heartbeat.latest), None
         except HarvesterError as error:
             return PassResult(Ending.of(error), heartbeat.latest), error
+
+
+async def _show_budget(parts: RunParts) -> None:
+    """Show what is left of each ceiling, as after a run that sent something."""
+    config, now = parts.prepared.config, parts.clock.wall()
+    teacher_id = config.teacher.teacher_id
+    spent = await on_writer(parts.writer, lambda journal: compute_spent(journal, now, teacher_id))
+    parts.control.show_budget(build_budget(config, parts.prepared.limits(), spent, now))
 
 
 async def _harvest(parts: RunParts) -> PassResult:

@@ -244,3 +244,21 @@ def test_where_no_socket_can_be_made_the_job_goes_on_without(tmp_path: Path) -> 
     asyncio.run(live())
     assert "can't be made" in str(heard[0])
     assert (tmp_path / paths.CONTROL_SOCKET).is_dir()
+
+
+def test_a_run_that_has_nothing_to_send_keeps_the_budgets_of_status(
+    mock_teacher: Mock, tmp_path: Path
+) -> None:
+    config = write_folder(tmp_path, mock_teacher().base_url, 3)
+    with config.open("a", encoding="utf-8") as file:
+        file.write("\n[budget]\ntokens = 5000\n[budget.store]\ntokens = 9000\n")
+    seen = []
+    for sent in (3, 0):
+        done = harvester("run", config, "--json")
+        assert (done.returncode, json.loads(done.stdout)["requests_sent"]) == (0, sent), done.stderr
+        facts = json.loads(harvester("status", config, "--json").stdout)
+        seen.append(facts["budgets"]["store"])
+        assert (facts["budget"]["tokens"], facts["budgets"]["run"]["tokens"]) == (5000, 5000)
+    assert seen[0] == seen[1]
+    assert 0 < seen[0]["tokens_spent"] == 9000 - seen[0]["tokens_left"]
+    assert facts["budgets"]["run"]["tokens_spent"] == 0

@@ -14,7 +14,7 @@ from typing import Any
 
 from harvester.config.budget_spans import BudgetSpan
 from harvester.errors import ConfigError
-from harvester.teacher.budget import SPAN_NAMES
+from harvester.teacher.budget import SPAN_NAMES, Budget
 from harvester.teacher.choice_limit import ChoiceLimit
 from harvester.teacher.endpoints import Endpoints
 from harvester.teacher.limiter.limits import REQUESTS_PER_MINUTE, TOKENS_PER_MINUTE, LimitKey
@@ -55,6 +55,10 @@ class RunControl:
         self.is_over = False
         self._pauses: dict[str, str] = {}
         self._gauges: Mapping[str, Any] = {"limits": {}, "budget": {}, "budgets": {}}
+
+    def show_budget(self, budget: Budget) -> None:
+        """Show this budget of a run that has no pass, because nothing is to be sent."""
+        self._gauges = {**self._gauges, **_budget_gauges(budget)}
 
     def attach(self, settings: RuntimeSettings) -> None:
         """The pass begins: pause it, if anything pauses the run."""
@@ -209,8 +213,6 @@ class RuntimeSettings:
                 rates[key] = rates.get(key, 0.0) + bucket.rate * 60
         per_queue = [queue.limiter.requests_per_minute for queue in self._endpoints.queues]
         requests = sum(per_queue)
-        budget = self._endpoints.policies.budget
-        of_run = budget.ceilings[BudgetSpan.RUN]
         return {
             "limits": {
                 "requests_per_minute": requests if requests < math.inf else None,
@@ -221,16 +223,24 @@ class RuntimeSettings:
             "learned": self._learned(),
             "replicas": self._replicas(),
             "shared": [] if self._others is None else self._others(),
-            "budget": {
-                "tokens": of_run.tokens,
-                "microusd": of_run.microusd,
-                "tokens_spent": of_run.spent[0],
-                "microusd_spent": of_run.spent[1],
-                "tokens_reserved": budget.reserved[0],
-                "microusd_reserved": budget.reserved[1],
-            },
-            "budgets": budget.as_dict(),
+            **_budget_gauges(self._endpoints.policies.budget),
         }
+
+
+def _budget_gauges(budget: Budget) -> dict[str, Any]:
+    """Return `budget` and `budgets` as `RuntimeSettings.gauges` describes them."""
+    of_run = budget.ceilings[BudgetSpan.RUN]
+    return {
+        "budget": {
+            "tokens": of_run.tokens,
+            "microusd": of_run.microusd,
+            "tokens_spent": of_run.spent[0],
+            "microusd_spent": of_run.spent[1],
+            "tokens_reserved": budget.reserved[0],
+            "microusd_reserved": budget.reserved[1],
+        },
+        "budgets": budget.as_dict(),
+    }
 
 
 def parse_setting(name: str, text: str) -> float | BudgetValue | None:
