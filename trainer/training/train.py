@@ -154,11 +154,14 @@ class TrainingRun:
         start = self._checkpointer.restore(allow_change=allow_change)
         self._stepper = Stepper(student, self._optimiser, config.train, world, skipped=start.skipped)
         self._sampler = Sampler(config, inputs, student, world)
-        self._validation = Validation(config, inputs, student, world, self._sampler, start.validation)
+        self._validation = Validation(
+            config, inputs, student, world, self._sampler, start.validation, start.steps_done
+        )
         self._reporter = Reporter(config, inputs.order, student, world, callbacks, first=start.steps_done)
         hint = inputs.hint(config.train)
         soft = inputs.soft.notes() if inputs.soft else []
-        hints = [line for line in (self._sampler.note, f"hint: {hint}" if hint else "") if line]
+        said = (self._validation.note, self._sampler.note, f"hint: {hint}" if hint else "")
+        hints = [line for line in said if line]
         context = dataset.context_notes(inputs.dataset.lengths, config)
         self._setup_notes = [*describe_setup(student, world), *inputs.rows.mixed, *soft, *context, *hints]
         self._notes: list[str] = []

@@ -6,6 +6,7 @@ and without evaluations.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -39,17 +40,19 @@ class ValidationState:
         best_step: step with the lowest held-out loss, 0 before the first.
         best_loss: that loss in nats per supervised token.
         worse: evaluations in a row without a lower loss.
+        rows: SHA-256 of the rows that the losses are of; "" in checkpoints of earlier versions.
     """
 
     step: int = 0
     best_step: int = 0
     best_loss: float = math.inf
     worse: int = 0
+    rows: str = ""
 
     def after(self, step: int, loss: float) -> ValidationState:
         """Return the state after one more evaluation. A loss that is not finite never counts as lower."""
         if loss < self.best_loss:
-            return ValidationState(step, step, loss)
+            return ValidationState(step, step, loss, rows=self.rows)
         return replace(self, step=step, worse=self.worse + 1)
 
     def as_state(self) -> dict[str, Any]:
@@ -62,7 +65,8 @@ class ValidationState:
         if not state:
             return ValidationState()
         best_loss = math.inf if state["best_loss"] is None else float(state["best_loss"])
-        return ValidationState(int(state["step"]), int(state["best_step"]), best_loss, int(state["worse"]))
+        counts = (int(state["step"]), int(state["best_step"]), best_loss, int(state["worse"]))
+        return ValidationState(*counts, rows=state.get("rows", ""))
 
 
 def held_out_examples(config: TrainConfig, rows: Rows | StoredRows, renderer: Renderer) -> Sequence[Example]:
@@ -87,15 +91,17 @@ class Validation:
     Args:
         sampler: lets the student answer a few held-out prompts at each evaluation.
         state: where the evaluations stood at the checkpoint that the training resumes from.
+        steps_done: at that checkpoint.
 
     Attributes:
         state: where the evaluations stand.
+        note: why those before the checkpoint don't count; empty if they do.
 
     Raises:
         DataError: evaluations are asked for and no answer is held out.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the training, and where it stands
         self,
         config: TrainConfig,
         inputs: TrainingInputs,
@@ -103,6 +109,7 @@ class Validation:
         world: World,
         sampler: Sampler,
         state: ValidationState,
+        steps_done: int,
     ) -> None:
         self._sampler = sampler
         self._config = config
@@ -112,9 +119,26 @@ class Validation:
         self._steps = inputs.order.steps
         self._interval = config.evaluate.interval(self._steps)
         self.state = state
+        self.note = ""
         self._packs: list[list[Example]] = []
         if self._interval:
             self._packs = self._select_rows()
+        if steps_done < self._steps and not self.is_exhausted:  # else nothing is compared any more
+            self._forget_what_can_not_be_compared()
+
+    def _forget_what_can_not_be_compared(self) -> None:
+        """Start anew where the best step so far can't be compared with those to come."""
+        rows = _hash(self._packs)
+        state = self.state
+        if state.best_step:
+            best = f"the evaluations so far, the best at step {state.best_step}, don't count: "
+            if not self._interval:
+                self.note = f"{best}[evaluate] every = 0, so the adapter of the last step is written"
+            elif state.rows not in ("", rows):
+                self.note = f"{best}they are of other held-out rows than those to come"
+        if self.note:
+            state = ValidationState(state.step)
+        self.state = replace(state, rows=rows)
 
     def _select_rows(self) -> list[list[Example]]:
         config = self._config
@@ -166,3 +190,11 @@ class Validation:
                 total += sum(loss for loss, _ in losses) * weight
         self._world.sum_in_place([total])
         return float(total) / sum(example.supervised for examples in self._packs for example in examples)
+
+
+def _hash(packs: Sequence[Sequence[Example]]) -> str:
+    """Return the SHA-256 of rows: their tokens, and from which one on they count."""
+    digest = hashlib.sha256()
+    for example in (example for examples in packs for example in examples):
+        digest.update(f"{len(example.ids)} {example.prompt_length}\n".encode() + example.ids.tobytes())
+    return digest.hexdigest() if packs else ""

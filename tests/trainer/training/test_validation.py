@@ -92,13 +92,7 @@ def test_a_resumed_training_has_the_same_evaluations_and_adapter(tmp_path, stop_
     train(uninterrupted)
     stopped = made(tmp_path / "stopped", every=5, sample_answers=0)
 
-    def stop(log) -> None:
-        if log.step == stop_at:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    stopped_often = stopped.model_copy(update={"train": stopped.train.model_copy(update={"log_every": 1})})
-    with pytest.raises(Interrupted, match=f"step {stop_at} of"):
-        train(stopped_often, Callbacks(on_step=stop))
+    stopped_after(stopped, stop_at)
     train(stopped)
     strip = [{**line, "seconds": 0} for line in evaluations(uninterrupted)]
     assert [{**line, "seconds": 0} for line in evaluations(stopped)] == strip
@@ -139,6 +133,50 @@ def test_old_checkpoints_go_and_the_best_stays(tmp_path, falling):
     done = train(config)
     names = sorted(path.name for path in (config.out_path / "checkpoints").iterdir())
     assert names == ["step-00000004", f"step-{done.steps - 1:08d}", f"step-{done.steps:08d}"]
+
+
+def stopped_after(config, step: int) -> None:
+    every_step = config.model_copy(update={"train": config.train.model_copy(update={"log_every": 1})})
+
+    def stop(log) -> None:
+        if log.step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted, match=f"step {step} of"):
+        train(every_step, Callbacks(on_step=stop))
+
+
+def test_a_training_that_goes_on_without_evaluations_writes_its_last_step(tmp_path, falling):
+    config = made(tmp_path / "on", every=2, sample_answers=0)
+    falling(2.0)
+    stopped_after(config, 3)
+    off = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"every": 0})})
+    done = train(off)
+    assert done.best_step is None
+    assert any("the best at step 2, don't count" in note and "every = 0" in note for note in done.notes)
+    plain = made(tmp_path / "plain")
+    train(plain)
+    assert same(adapter_of(off), adapter_of(plain))
+
+
+@pytest.mark.parametrize(("loss_rows", "best"), [(8, 2), (4, 10)])
+def test_losses_of_other_held_out_rows_are_not_compared(tmp_path, falling, loss_rows, best):
+    config = made(tmp_path, every=2, sample_answers=0, loss_rows=8)
+    falling(0.5, *[2.0] * 3, 1.0, *[2.0] * 5)
+    stopped_after(config, 3)
+    other = config.model_copy(
+        update={"evaluate": config.evaluate.model_copy(update={"loss_rows": loss_rows})}
+    )
+    done = train(other)
+    assert done.best_step == best
+    assert any("other held-out rows" in note for note in done.notes) is (best == 10)
+    # a training that is complete keeps its adapter, whatever it would be measured with
+    written = adapter_of(other)
+    for change in ({"every": 0}, {"loss_rows": 2}):
+        later = other.model_copy(update={"evaluate": other.evaluate.model_copy(update=change)})
+        again = train(later)
+        assert (again.steps_now, again.best_step) == (0, best)
+        assert same(written, adapter_of(later))
 
 
 def test_nothing_held_out_is_refused_by_name(tmp_path):
