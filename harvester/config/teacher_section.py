@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from datetime import date
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 from pydantic import (
     ConfigDict,
@@ -27,7 +28,7 @@ from harvester.config.number_limits import MAX_CHOICES, MAX_CONNECTIONS, MAX_USD
 from harvester.config.provider_presets import AppliedPreset
 from harvester.config.run_section import FrozenModel, PositiveInt, Rate
 from harvester.errors import ConfigError
-from harvester.system.hosts import check_plain_http, check_url
+from harvester.system.hosts import check_plain_http, check_url, is_private
 from harvester.system.toml_file import Matching
 
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
@@ -301,6 +302,18 @@ class TeacherSection(FrozenModel):
         has_key, is_allowed = self.api_key_env is not None, self.allow_http
         notes = [check_plain_http(url, has_key=has_key, is_allowed=is_allowed) for url in self.base_urls]
         return [note for note in notes if note]
+
+    def free_price_note(self) -> str:
+        """Return a warning if the price is 0 at an address on the internet: no ceiling in USD acts then."""
+        if self.price is None or self.price.input or self.price.output:
+            return ""
+        public = [host for url in self.base_urls if not is_private(host := urlsplit(url).hostname or "")]
+        if not public:
+            return ""
+        return (
+            f"[teacher.price] says that {public[0]} costs nothing, so no ceiling in USD ever ends a run: set "
+            "its prices, or remove the table to be told that the cost is unknown"
+        )
 
     @property
     def preset_values(self) -> dict[str, Any]:

@@ -568,3 +568,23 @@ def test_status_says_why_a_run_ended_until_another_one_completes(mock_teacher, t
     assert "10" in facts["why"]
     assert harvester("run", str(path)).returncode == 0
     assert "\nwhy " not in harvester("status", str(path)).stdout
+
+
+@pytest.mark.parametrize(
+    ("address", "price", "is_told"),
+    [
+        ("https://api.example.com/v1", "0.0", True),
+        ("https://api.example.com/v1", "0.1", False),
+        ("http://127.0.0.1:9/v1", "0.0", False),
+        ("http://10.0.0.7:8000/v1", "0.0", False),
+    ],
+)
+def test_a_price_of_nothing_on_the_internet_is_pointed_out(
+    tmp_path: Path, address: str, price: str, is_told: bool
+):
+    path = folder(tmp_path, address)
+    path.write_text(f"{path.read_text()}[teacher.price]\ninput = {price}\noutput = {price}\n")
+    done = harvester("plan", str(path))
+    assert done.returncode == 0, done.stderr
+    told = "no ceiling in USD ever ends a run" in " ".join((done.stdout + done.stderr).split())
+    assert told == is_told, done.stdout

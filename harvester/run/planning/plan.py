@@ -126,6 +126,7 @@ def warnings(config: HarvestConfig) -> tuple[str, ...]:
     """Return what the operator should check before this configuration is run."""
     price, sampling = config.teacher.price, config.sampling
     notes = [price.age_note(datetime.now(UTC).date()) if price is not None else ""]
+    notes.append(config.teacher.free_price_note())
     if config.most_samples > 1 and sampling.temperature == 0:
         asked = f"[sampling] samples = {sampling.samples}"
         if config.accept is not None:
