@@ -28,7 +28,7 @@ from trainer.data.chat_template import Example, Renderer
 from trainer.data.student_tokens import StudentTokens, ambiguous_bytes
 from trainer.data.teacher_tokens import NOTHING, TeacherSignal, TokenTable
 from trainer.data.token_alignment import Alignment, TeacherText, align
-from trainer.data.token_mapping import TokenMapping
+from trainer.data.token_mapping import CERTAIN, TokenMapping
 
 Path = Literal["ids", "bytes"]
 Numbers = npt.NDArray[np.int32]
@@ -39,6 +39,8 @@ UNLISTED_ENDS = "ends of the turn that the teacher's server doesn't list"
 # Least share of the supervised tokens with a soft target, and of the listed probability that reaches a
 # student token. Below it most of the loss would be another one than the operator asked for.
 LEAST_COVERAGE = 0.6
+# Share of soft targets that say nothing beyond the answers from which on this is noted.
+MOST_CERTAIN = 0.99
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,7 @@ class SoftReport:
             teacher's server doesn't list.
         anchors: those of them that have a soft target.
         mapped_mass: share of the listed probability that reached a student token, at the anchors.
-        counts: what couldn't be used, by reason.
+        counts: what couldn't be used, by reason; and under `CERTAIN` what says nothing beyond the answers.
         sampling: rows by the sampling settings of their requests.
     """
 
@@ -106,8 +108,13 @@ class SoftReport:
     def notes(self) -> list[str]:
         """Return lines for plan and doctor: coverage, what wasn't used, settings that bend probabilities."""
         lines = [str(self)]
-        if self.counts:
-            lines.append(f"soft targets, not used: {self._counted()}")
+        if counted := self._counted():
+            lines.append(f"soft targets, not used: {counted}")
+        if self.anchors and self.counts.get(CERTAIN, 0) >= MOST_CERTAIN * self.anchors:
+            lines.append(
+                f"{self.counts[CERTAIN]:,} of {self.anchors:,} soft targets are a log-probability of 0 "
+                "without alternatives, as servers write that compute none: they teach what the answers teach"
+            )
         bent = {settings: rows for settings, rows in self.sampling.items() if settings}
         if bent:
             settings = "; ".join(f"{rows:,} rows with {name}" for name, rows in sorted(bent.items()))
@@ -118,10 +125,12 @@ class SoftReport:
         return lines
 
     def _counted(self) -> str:
-        return ", ".join(f"{count:,} {reason}" for reason, count in sorted(self.counts.items()))
+        unused = sorted((reason, count) for reason, count in self.counts.items() if reason != CERTAIN)
+        return ", ".join(f"{count:,} {reason}" for reason, count in unused)
 
     def _reasons(self) -> str:
-        return f" ({self._counted()})" if self.counts else ""
+        counted = self._counted()
+        return f" ({counted})" if counted else ""
 
 
 def attach(

@@ -20,6 +20,8 @@ Numbers = npt.NDArray[np.int32]
 LARGEST_MASS = 1.01
 # Below it a probability is 0 in fp64.
 SMALLEST_LOG_PROB = -700.0
+# Positions that say nothing beyond the answer itself, as they are counted.
+CERTAIN = "positions with a probability of 1 and no alternative"
 
 
 class TokenMapping:
@@ -67,6 +69,8 @@ class TokenMapping:
         reason = "positions whose probabilities sum to more than 1"
         self._counts[reason] += int((anchored > LARGEST_MASS).sum())
         usable = totals <= LARGEST_MASS
+        is_alone = np.bincount(entry, minlength=len(totals)) == 1
+        self._counts[CERTAIN] += int((is_alone & (totals == 1.0))[alignment.entries].sum())
         # Anchors with a token that may become a longer one; the others are mapped all at once.
         is_open = np.zeros(len(totals), dtype=bool)
         is_open[entry[self._is_open[token]]] = True

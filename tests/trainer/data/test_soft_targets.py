@@ -20,6 +20,7 @@ from trainer import config as settings
 from trainer.data import data_checks, dataset, row_rules, soft_targets
 from trainer.data.chat_template import Renderer
 from trainer.data.teacher_tokens import read_signal
+from trainer.data.token_mapping import CERTAIN
 from trainer.model import model
 
 
@@ -186,7 +187,7 @@ def test_the_rounding_of_a_probability_of_1_is_no_fault(renderer):
     entries = [teacher_logprobs.entry(b"y", 1e-6), teacher_logprobs.entry(b"o", 0.0)]
     [example], report = attached([row("yo", entries)], renderer)
     assert [list(found.values()) for found in targets(example).values()] == [[1.0], [1.0]]
-    assert report.counts == {NO_END: 1}
+    assert report.counts == {NO_END: 1, CERTAIN: 2}
 
 
 def test_fewer_alternatives_leave_the_rest_to_the_tail(renderer):
@@ -205,6 +206,27 @@ def test_only_the_generated_token_is_a_distribution_of_two_events(renderer):
     [example], report = attached([row("please", entries)], renderer)
     assert example.soft.ids.shape == (len(entries), 1)
     assert report.mapped_mass == pytest.approx(1)
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_log_probabilities_of_0_alone_are_said_to_teach_nothing_more(tmp_path, listed):
+    def notes(folder, certain):
+        rows = []
+        for number, word in enumerate(["please", "backwards", "word"]):
+            entries = teacher_logprobs.of_text(tiny.tokenizer(), word, seed=number)
+            zero = [
+                {**e, "logprob": 0.0, "top": [{**e["top"][0], "bytes": e["bytes"], "logprob": 0.0}] * listed}
+                for e in entries
+            ]
+            rows.append(row(word, zero if number < certain else entries, number))
+        _, checked, _ = read(folder, rows, data={"eval_share": 0.0})
+        report = checked.soft
+        assert not any("probability of 1" in line for line in report.notes())  # they are used
+        return [line for line in report.notes() if "a log-probability of 0 without alternatives" in line]
+
+    [line] = notes(tmp_path / "all", 3)
+    assert "teach what the answers teach" in line
+    assert notes(tmp_path / "two", 2) == []
 
 
 def test_tokens_without_bytes_are_read_from_their_text(renderer):
