@@ -95,7 +95,7 @@ def test_the_schema_accepts_what_the_trainer_accepts_and_describes_every_key(run
 @pytest.mark.slow
 def test_the_starter_is_a_train_toml_that_plans(run_trainer, tmp_path):  # noqa: F811
     tiny.base(tmp_path / "models" / "base")
-    tiny.corpus(tmp_path / "store", tiny.skill(20))
+    tiny.corpus(tmp_path / "store", tiny.skill(20, held_out=2))
     folder = tmp_path / "a student"
     code, out, _ = run_trainer(
         *("init", folder, "--base", tmp_path / "models" / "base", "--corpus", tmp_path / "store")

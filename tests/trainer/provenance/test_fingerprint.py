@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harvester.errors import StoreFormatError
 from harvester.publish.store import publish_store
 from harvester.store.reader import Corpus
 from harvester.store.shards.schema import LINEAGE_KEY, SCHEMA, Sample, to_table
@@ -198,10 +199,11 @@ def test_leaves_whose_keys_begin_alike_are_told_apart(tmp_path: Path):
 
 
 @pytest.mark.parametrize("key", ["row-1", "", "abc"])
-def test_a_corpus_whose_keys_are_no_hashes_has_other_rows(tmp_path: Path, key: str):
+def test_a_corpus_whose_keys_are_no_hashes_is_refused_by_the_column(tmp_path: Path, key: str):
     adapter = tree_over(tmp_path / "adapter", [sample(0), sample(1)])
     store = corpus(tmp_path / "c", [replace(sample(0), key=key), sample(1)])
-    assert fingerprint.verify(adapter, store) == ["row p0 is not in the corpus"]
+    with pytest.raises(StoreFormatError, match="column key"):
+        fingerprint.verify(adapter, store)
 
 
 def test_an_adapter_without_lineage_and_an_unknown_row_are_errors(adapter: Path, tmp_path: Path):
