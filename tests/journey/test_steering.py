@@ -209,6 +209,29 @@ def test_a_request_that_fails_in_the_job_gets_an_error_and_a_long_answer_is_comp
     assert [type(error) for error in heard] == [OverflowError]
 
 
+def test_a_client_that_has_asked_nothing_when_the_run_ends_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    errors: list[str] = []
+
+    async def act(_: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {}
+
+    async def job() -> socket.socket:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(str(context)))
+        async with server.served(tmp_path / "store", act, lambda error: errors.append(str(error))):
+            silent = socket.socket(socket.AF_UNIX)
+            silent.settimeout(10)
+            with protocol.socket_address(tmp_path / "store") as path:
+                silent.connect(path)
+            while len(asyncio.all_tasks()) < 2:  # it has been accepted, and its line is waited for
+                await asyncio.sleep(0.001)
+            return silent
+
+    with asyncio.run(job()) as silent:
+        assert silent.recv(1) == b""  # it was disconnected
+    assert errors == []
+
+
 def test_stop_waits_for_its_own_job_and_for_no_other(tmp_path: Path) -> None:
     asked_to_stop, next_one = StoreLock(tmp_path, started_at=1.0), StoreLock(tmp_path, started_at=2.0)
 

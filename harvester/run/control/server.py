@@ -87,6 +87,8 @@ async def _answer(
             await writer.drain()
     except (OSError, TimeoutError, ValueError):
         pass  # the client has gone, or sent no line in time
+    except asyncio.CancelledError:
+        pass  # the run has ended; Python 3.11 would report a connection that is cancelled with a traceback
     finally:
         writer.close()
 
