@@ -95,8 +95,8 @@ class RetryBudget:
     """Bounds the retries of a whole run, so that a failing teacher gets little more than normal traffic.
 
     Each first attempt earns a tenth of a retry and each second earns one, up to 20 saved; a retry beyond that
-    waits. ("Handling overload" in Google's "Site Reliability Engineering", chapter 21, has per-client retry
-    budgets of 10 %.)
+    waits; one for which no file descriptor was left takes none. ("Handling overload" in Google's "Site
+    Reliability Engineering", chapter 21, has per-client retry budgets of 10 %.)
 
     Answers without a completion were probably paid, so their retries have a bound that time does not raise.
 

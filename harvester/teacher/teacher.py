@@ -39,6 +39,7 @@ from harvester.errors import (
 from harvester.observe.counters import Counters
 from harvester.store.journal.records import Failure, Intent, Refund
 from harvester.store.journal.writer import AsyncWriter
+from harvester.system import open_files
 from harvester.teacher.budget import NOTHING, Amounts, Reservation, why_exhausted
 from harvester.teacher.endpoints import Endpoints
 from harvester.teacher.limiter.limits import Charge
@@ -144,9 +145,10 @@ class Teacher:
         retry = self._policies.retry
         charge = Charge(request.input_tokens, request.output_tokens, len(request.each))
         attempt = Attempt(request, charge, 1)
+        is_ours = False
 
         async def send(number: int) -> AttemptResult:
-            nonlocal attempt
+            nonlocal attempt, is_ours
             attempt = replace(attempt, number=number)
             while True:
                 try:
@@ -157,11 +159,15 @@ class Teacher:
                     continue
                 except TeacherError as error:
                     attempt = replace(attempt, avoid=error.endpoint)
+                    is_ours = error.error_code == open_files.CODE
                     raise
+
+        async def wait(seconds: float) -> None:
+            await self._wait_before_retry(seconds, is_ours=is_ours)
 
         retry.budget.first_attempt()
         try:
-            return await retry.run(send, self._wait_before_retry)
+            return await retry.run(send, wait)
         except TeacherRefused:
             raise
         except TeacherError as error:
@@ -183,10 +189,16 @@ class Teacher:
             except Withdrawn:  # nothing was sent
                 continue
 
-    async def _wait_before_retry(self, seconds: float) -> None:
-        """Wait, longer if the retry budget says so. A drain ends the wait; `enter` then raises NotSent."""
+    async def _wait_before_retry(self, seconds: float, *, is_ours: bool) -> None:
+        """Wait, longer if the retry budget says so. A drain ends the wait; `enter` then raises NotSent.
+
+        Args:
+            is_ours: no file descriptor was left to connect with. The budget spares a failing teacher; nothing
+                went to it here.
+        """
         self._tally.retries += 1
-        seconds = max(seconds, self._policies.retry.budget.take(self._policies.clock.now()))
+        if not is_ours:
+            seconds = max(seconds, self._policies.retry.budget.take(self._policies.clock.now()))
         await self.endpoints.wait_before_retry(seconds)
 
     def _limited(self, inner: Layer) -> Layer:
