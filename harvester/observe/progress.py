@@ -77,10 +77,10 @@ def _bars(status: Status) -> list[tuple[str, RenderableType]]:
     bars = [("rows", _bar(done, total, f"{done:,} of {total:,}"))]
     budget = status.get("budget") or {}
     if budget.get("tokens") and not budget.get("microusd"):
-        spent = budget.get("tokens_spent", 0)
+        spent = budget.get("tokens_spent") or 0
         bars.append(("budget", _bar(spent, budget["tokens"], f"{spent:,} of {budget['tokens']:,} tokens")))
     else:
-        spent = budget.get("microusd_spent") or status.get("cost_microusd", 0)
+        spent = budget.get("microusd_spent") or status.get("cost_microusd") or 0
         bars.append(("budget", _bar(spent, budget.get("microusd") or 0, money(status))))
     return bars
 

@@ -212,7 +212,7 @@ def _state(status: Mapping[str, Any]) -> Iterator[str]:
     budget = status.get("budget") or {}
     for name, key, scale in (("dollars", "microusd", 1e-6), ("tokens", "tokens", 1.0)):
         if budget.get(key) is not None:
-            ceiling, spent = budget[key] * scale, budget.get(f"{key}_spent", 0) * scale
+            ceiling, spent = budget[key] * scale, (budget.get(f"{key}_spent") or 0) * scale
             yield family(f"{PREFIX}budget_{name}", "gauge", "The ceiling of this run.", _single(ceiling))
             yield family(f"{PREFIX}budget_spent_{name}", "gauge", "Spent of it.", _single(spent))
     for name, key, scale in (("dollars", "microusd", 1e-6), ("tokens", "tokens", 1.0)):

@@ -150,7 +150,7 @@ def progress(status: Mapping[str, Any]) -> list[dict[str, str]]:
         bars.append(_bar("rows", done, total, f"{done:,} of {total:,}"))
     budget = status.get("budget") or {}
     for name, say in (("microusd", lambda v: charts.dollars(v / 1e6)), ("tokens", charts.compact)):
-        ceiling, spent = budget.get(name), budget.get(f"{name}_spent", 0)
+        ceiling, spent = budget.get(name), budget.get(f"{name}_spent") or 0
         if ceiling:
             bars.append(_bar("budget", spent, ceiling, f"{say(spent)} of {say(ceiling)}"))
     for span, budget in (status.get("budgets") or {}).items():

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from harvester.observe import status
+from harvester.observe import progress, status
 from harvester.observe.report import prometheus, report
 from harvester.observe.status_line import status_line
 from harvester.observe.status_schema import StatusFile, validated_status
@@ -80,7 +80,12 @@ def account(store: Path) -> report.ReportData:
     return report.gather(store)
 
 
+_NO_SUMS = {"microusd": 9, "microusd_spent": None, "tokens": None, "tokens_spent": None}
+
+
 @settings(max_examples=40, deadline=None)
+@example(odd={"budget": _NO_SUMS, "budgets": {"day": _NO_SUMS}, "cost_microusd": None})
+@example(odd={"budget": {"tokens": 9, "tokens_spent": None}, "cost_microusd": None})
 @given(odd=st.dictionaries(st.sampled_from(sorted(StatusFile.model_fields)), VALUES, max_size=6))
 def test_an_odd_status_breaks_no_reader(store: Path, account: report.ReportData, odd: Mapping[str, Any]):
     (store / "status.json").write_text(json.dumps({**WHOLE, **odd}), encoding="utf-8")
@@ -89,6 +94,7 @@ def test_an_odd_status_breaks_no_reader(store: Path, account: report.ReportData,
     assert isinstance(status.unhealthy_reason(current, 600), str)
     assert prometheus.metrics_text(store)
     assert status_line(current, 10)
+    assert progress.render("a", current, 1.0)
     assert report.overview(replace(account, status=current))
     json.dumps(current)
 
