@@ -12,7 +12,15 @@ from typing import Any, Literal
 from harvester.errors import ConfigError, TermsRefused
 from harvester.system.command_line.text_table import aligned
 from harvester.terms.gate import Verdict
-from harvester.terms.permissions import BASES, USES, Permission, record_permission, require_person, toml_value
+from harvester.terms.permissions import (
+    BASES,
+    PERMISSION_ID,
+    USES,
+    Permission,
+    record_permission,
+    require_person,
+    toml_value,
+)
 from harvester.terms.records import GRACE, LAYERS, SEVERITY, Registry, TermsRecord, load_registry, parse
 
 DISCLAIMER = "A reading of published texts, not legal advice; the operator decides."
@@ -238,7 +246,7 @@ RECORD_QUESTIONS = (
 _CHOICES = {"layer": LAYERS[:2], "verdict": tuple(SEVERITY), "basis": BASES, "read": ("y", "yes", "n", "no")}
 _DAYS = frozenset({"granted_on", "expires"})
 _MAY_BE_EMPTY = frozenset({"host of a record", "uses", "expires"})
-_RECORD_ID, _PERMISSION_ID = re.compile(r"[a-z0-9][a-z0-9.-]*"), re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
+_RECORD_ID = re.compile(r"[a-z0-9][a-z0-9.-]*")
 _NAMES = {
     **{question: name for name, question in QUESTIONS},
     **{question: f"{name} of a record" for name, question in RECORD_QUESTIONS},
@@ -260,7 +268,7 @@ def problem_of(question: str, answer: str) -> str:
         return f"{answer!r} is none of {', '.join(_CHOICES[name])}"
     if name == "uses" and (wrong := {each.strip() for each in answer.split(",")} - set(USES)):
         return f"{min(wrong)!r} is none of {', '.join(USES)}"
-    if name == "id" and not (_PERMISSION_ID if full == name else _RECORD_ID).fullmatch(answer):
+    if name == "id" and not (PERMISSION_ID if full == name else _RECORD_ID).fullmatch(answer):
         return f"{answer!r} is not a name of small letters, digits, dots and dashes"
     if full == "host" and any(sign in answer for sign in "*?["):
         return f"{answer!r} is a pattern, and one exact name is needed"
@@ -317,7 +325,7 @@ def ask_record(
         (record,) = parse(text, "the answers")
     except ConfigError as error:
         raise ConfigError(error.message, place=error.place, remedy=_NEW_AGAIN) from None
-    if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", record.id):
+    if not _RECORD_ID.fullmatch(record.id):
         raise ConfigError(
             f"{record.id!r} is not a name of small letters, digits, dots and dashes",
             place="id",

@@ -25,7 +25,7 @@ from harvester.system.own_files import MAX_TOML_BYTES, read_bytes
 
 BASES = ("contract", "order-form", "written-authorisation", "own-model", "stated-exception")
 USES = ("harvest", "seal", "train", "export")
-_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}\Z")
+PERMISSION_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}\Z")
 _PATTERNS = re.compile(r"[*?\[\]]")
 _RECORD_AGAIN = "record what you hold under a new id: `harvester terms record`"
 
@@ -135,7 +135,7 @@ def _check(permission: Permission, place: str) -> None:
     dates = (granted, permission.expires or granted, permission.recorded_on or granted)
     if empty:
         wrong = f"{', '.join(empty)} must not be empty"
-    elif not _ID.match(permission.id):
+    elif not PERMISSION_ID.match(permission.id):
         wrong = f"id {permission.id!r}: small letters, digits, dot, dash and underscore only"
     elif permission.basis not in BASES:
         wrong = f"basis {permission.basis!r} is not one of {', '.join(BASES)}"
