@@ -98,20 +98,25 @@ def difference_of_points(
 ) -> dict[str, float] | None:
     """Return the mean of first - second over the prompts that have both, with its paired 95 % interval.
 
-    The interval is that of Bonett and Price (2012) for proportions: a prompt that counts 1 and one that
-    counts -1 are added, then it is Wald's. It is no single point where all prompts agree.
-
     Args:
         first, second: points from 0 to 1, as 1 for a right answer and 0.5 for a tie.
     """
     pairs = [a - b for a, b in zip(first, second, strict=True) if a is not None and b is not None]
-    if not pairs:
-        return None
-    count = len(pairs) + 2
-    middle = math.fsum(pairs) / count
-    variance = (math.fsum(value * value for value in pairs) + 2) / count - middle * middle
+    return mean_of_differences(pairs) if pairs else None
+
+
+def mean_of_differences(differences: Sequence[float]) -> dict[str, float]:
+    """Return the mean of one or more differences from -1 to 1 with its 95 % interval, no single point.
+
+    The interval is that of Bonett and Price (2012) for proportions: a prompt that counts 1 and one that
+    counts -1 are added, then it is Wald's.
+    """
+    count = len(differences) + 2
+    total = math.fsum(differences)
+    middle = total / count
+    variance = (math.fsum(value * value for value in differences) + 2) / count - middle * middle
     half = Z95 * math.sqrt(variance / count)
-    value = math.fsum(pairs) / len(pairs)
+    value = total / len(differences)
     return {"value": value, "low": max(-1.0, middle - half), "high": min(1.0, middle + half)}
 
 

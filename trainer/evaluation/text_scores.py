@@ -139,16 +139,10 @@ def _metrics(columns: Columns, group: Sequence[int], resamples: int) -> dict[str
         if value is not None:
             values = named[name][~np.isnan(named[name])]
             if len(values) < intervals.FEW or intervals.is_point(value["low"], value["high"]):
-                value = _without_resamples(values, is_difference="_minus_" in model)
+                mean_of = intervals.mean_of_differences if "_minus_" in model else intervals.mean_of_points
+                value = mean_of(values.tolist())
             metrics.setdefault(metric, {})[model] = value
     return metrics
-
-
-def _without_resamples(values: NDArray[np.float64], *, is_difference: bool) -> Any:
-    """Return the mean of shares, or of their differences, with an interval that is no single point."""
-    if is_difference:
-        return intervals.difference_of_points(values.tolist(), [0.0] * len(values))
-    return intervals.mean_of_points(values.tolist())
 
 
 def by_task(held_out: Sequence[Grouped]) -> dict[str, list[int]]:

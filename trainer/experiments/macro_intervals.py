@@ -36,12 +36,7 @@ def accuracy(values: Floats, strata: Strata, of_resamples: Limits) -> Estimate:
 def difference(first: Floats, second: Floats, strata: Strata, of_resamples: Limits) -> Estimate:
     """Return the paired difference of two accuracies, in the same way."""
 
-    def of_task(values: Sequence[float]) -> Estimate:
-        found = intervals.difference_of_points(values, [0.0] * len(values))
-        assert found is not None
-        return found
-
-    return _estimate(first - second, strata, of_resamples, of_task, -1.0)
+    return _estimate(first - second, strata, of_resamples, intervals.mean_of_differences, -1.0)
 
 
 def _estimate(
