@@ -8,27 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from harvester.system import disk_refusal, own_files
-from trainer.errors import StoreError, StoreFull
+from trainer.errors import StoreError
 
 _MAX_JSON_BYTES = 1 << 30
-
-
-def refused(error: Exception, what: str, path: Path, otherwise: str, *, afterwards: str = "") -> StoreError:
-    """Return the error of what can't be written or read: `StoreFull` if room on the disk would help.
-
-    Args:
-        what: could not be done, as the beginning of the message.
-        path: named where the error names none.
-        otherwise: what else helps, beside what mends the cause.
-        afterwards: what to do then.
-    """
-    kind = StoreFull if disk_refusal.is_full(error) else StoreError
-    ways = " or ".join(way for way in (disk_refusal.remedy(error), otherwise) if way)
-    return kind(
-        f"{what}: {disk_refusal.reason(error)}",
-        place=disk_refusal.place(error, path),
-        remedy="; ".join(each for each in (ways, afterwards) if each),
-    )
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -63,7 +45,7 @@ def _write(path: Path, texts: Iterable[str]) -> None:
             for text in texts:
                 file.write(text.encode("utf-8", "backslashreplace"))
     except OSError as error:
-        raise refused(error, "can't be written", path, "set another out") from None
+        raise disk_refusal.refused(error, "can't be written", path, "set another out") from None
 
 
 def write_report(folder: Path, stem: str, page: str, facts: Any) -> tuple[str, str]:

@@ -18,7 +18,7 @@ from harvester.system import disk_refusal
 from harvester.system.background import StopRequests
 from harvester.system.files import try_lock
 from harvester.system.process_state import holder_remedy
-from trainer.errors import Interrupted, StoreError, StoreFull, StoreLocked
+from trainer.errors import Interrupted, StoreError, StoreLocked
 
 # Seconds within which signals to one of several processes are one: a scheduler sends them to the whole job,
 # and the launcher forwards its own.
@@ -51,12 +51,8 @@ def lock_output_folder(folder: Path, what: str = "training", setting: str = "[ou
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder / "LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
-        kind = StoreFull if disk_refusal.is_full(error) else StoreError
-        raise kind(
-            f"the output folder can't be written: {disk_refusal.reason(error)}",
-            place=disk_refusal.place(error, folder),
-            remedy=" or ".join(way for way in (disk_refusal.remedy(error), f"set another {setting}") if way),
-        ) from None
+        why = "the output folder can't be written"
+        raise disk_refusal.refused(error, why, folder, f"set another {setting}") from None
     try:
         try:
             is_locked = try_lock(handle)

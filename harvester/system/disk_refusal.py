@@ -6,6 +6,8 @@ import errno
 import os
 import re
 
+from harvester.errors import StoreError, StoreFull
+
 # Errors that room on the disk mends.
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
@@ -62,6 +64,26 @@ def place(error: Exception, otherwise: object) -> str:
     named = getattr(error, "filename", None)
     is_one = isinstance(named, (str, bytes, os.PathLike)) and getattr(error, "filename2", None) is None
     return os.fsdecode(named) if is_one and named else str(otherwise)
+
+
+def refused(
+    error: Exception, what: str, path: os.PathLike[str], otherwise: str, *, afterwards: str = ""
+) -> StoreError:
+    """Return the error of what can't be written or read: `StoreFull` if room on the disk would help.
+
+    Args:
+        what: could not be done, as the beginning of the message.
+        path: named where the error names none.
+        otherwise: what else helps, beside what mends the cause.
+        afterwards: what to do then.
+    """
+    kind = StoreFull if is_full(error) else StoreError
+    ways = " or ".join(way for way in (remedy(error), otherwise) if way)
+    return kind(
+        f"{what}: {reason(error)}",
+        place=place(error, path),
+        remedy="; ".join(each for each in (ways, afterwards) if each),
+    )
 
 
 def _number(error: Exception) -> int:

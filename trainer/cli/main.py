@@ -10,6 +10,7 @@ from typing import NoReturn
 
 import typer
 
+from harvester.system import disk_refusal
 from harvester.system.command_line.extras import PACKAGES, missing_package
 from harvester.system.command_line.remedies import error_lines
 from harvester.system.command_line.unused_imports import skip_unused_imports
@@ -19,7 +20,6 @@ from trainer.cli import evaluation, experiments, publishing, reference, trace, t
 from trainer.cli.options import TrainerCommand
 from trainer.console import print_message
 from trainer.errors import HarvesterError
-from trainer.files import refused
 from trainer.process import end_on_sigterm, ignore_sigterm
 
 EXIT_CODES = """Exit codes: 0 complete, 1 the data has a fatal fault, or the training diverged or does not fit
@@ -67,7 +67,7 @@ def main() -> None:
     except OSError as error:
         if error.filename is None or isinstance(error.filename, int):
             raise
-        _end_with(refused(error, "can't be read or written", Path(str(error.filename)), ""))
+        _end_with(disk_refusal.refused(error, "can't be read or written", Path(str(error.filename)), ""))
     except ModuleNotFoundError as error:  # in a command that looks for none of them first
         package = (error.name or "").partition(".")[0]
         if package not in PACKAGES["train"]:

@@ -13,8 +13,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from harvester.system import disk_refusal
 from trainer.errors import DataError
-from trainer.files import refused, write_lines
+from trainer.files import write_lines
 
 FILE = "answers.jsonl"
 
@@ -53,7 +54,7 @@ class WrittenAnswers(Sequence[dict[str, Any]]):
                     self._starts.append(at)
                 at += len(line)
         except OSError as error:
-            raise refused(error, "can't be read", self.path, "") from None
+            raise disk_refusal.refused(error, "can't be read", self.path, "") from None
 
     def __len__(self) -> int:
         """Return their number."""
@@ -68,7 +69,7 @@ class WrittenAnswers(Sequence[dict[str, Any]]):
             self._file.seek(self._starts[number])
             row = json.loads(self._file.readline())
         except OSError as error:
-            raise refused(error, "can't be read", self.path, "") from None
+            raise disk_refusal.refused(error, "can't be read", self.path, "") from None
         except (ValueError, RecursionError):
             raise self._wrong(number, "is no line of JSON: the file is damaged") from None
         if not isinstance(row, dict):

@@ -15,12 +15,12 @@ from peft import get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
+from harvester.system import disk_refusal
 from harvester.system.files import fsync_tree
 from trainer.config import TrainConfig, TrainSection
 from trainer.data import published_template
 from trainer.data.chat_template import Renderer
 from trainer.errors import HarvesterError, StudentError
-from trainer.files import refused
 from trainer.model import weights
 from trainer.provenance import fingerprint, model_card
 from trainer.provenance.fingerprint import LearnedRows
@@ -72,7 +72,7 @@ def write_adapter(  # noqa: PLR0913 - the student, and what its documents say
         fsync_tree(final)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(aside, ignore_errors=True)
-        raise refused(
+        raise disk_refusal.refused(
             error,
             "the adapter can't be written",
             final,

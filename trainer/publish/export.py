@@ -18,13 +18,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from harvester.system import disk_refusal
 from harvester.system.files import fsync_tree
 from harvester.terms.lineage import Lineage
 from trainer.config import TrainConfig
 from trainer.data import published_template
 from trainer.data.chat_template import Renderer
 from trainer.errors import ConfigError, FindingsError, StudentError
-from trainer.files import refused
 from trainer.model import four_bit, model, self_test, weights
 from trainer.provenance import fingerprint, model_card, terms_check
 from trainer.publish import adapted_weights, gguf_files, merge, modelfile, server_checks
@@ -93,7 +93,7 @@ def export_merged(
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
     except (OSError, SafetensorError) as error:
-        raise refused(
+        raise disk_refusal.refused(
             error,
             "the merged student can't be written",
             folder,

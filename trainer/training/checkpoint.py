@@ -20,10 +20,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from harvester.system import failpoints
+from harvester.system import disk_refusal, failpoints
 from harvester.system.files import fsync, sha256_of
 from trainer.errors import CheckpointError
-from trainer.files import refused
 
 MANIFEST = "MANIFEST.json"
 FORMAT = 1
@@ -142,7 +141,7 @@ def save(folder: Path, checkpoint: Checkpoint, *, keep_step: int = 0) -> Path:
         _check_read(final, checkpoint)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise refused(
+        raise disk_refusal.refused(
             error,
             f"checkpoint of step {checkpoint.step} not written",
             folder,

@@ -11,7 +11,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from harvester.errors import StoreError, StoreFull
+from harvester.errors import StoreError
 from harvester.system import disk_refusal
 from harvester.system.failpoints import reach
 from harvester.system.files import sha256_of
@@ -66,18 +66,8 @@ def fetched(location: Location, published: PublishedObject, *, verify: bool = Fa
 
 
 def refused(error: OSError, what: str, path: Path) -> StoreError:
-    """Return the error of a cache that can't be written: `StoreFull` if room on the disk would help.
-
-    Args:
-        what: could not be done, as the beginning of the message. path: named where the error names none.
-    """
-    kind = StoreFull if disk_refusal.is_full(error) else StoreError
-    ways = (disk_refusal.remedy(error), "name another folder in XDG_CACHE_HOME")
-    return kind(
-        f"{what}: {disk_refusal.reason(error)}",
-        place=disk_refusal.place(error, path),
-        remedy=" or ".join(way for way in ways if way),
-    )
+    """Return the error of a cache that can't be written; arguments as `disk_refusal.refused`."""
+    return disk_refusal.refused(error, what, path, "name another folder in XDG_CACHE_HOME")
 
 
 def forget(published: PublishedObject) -> None:

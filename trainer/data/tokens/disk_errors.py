@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from trainer.files import refused
+from harvester.system import disk_refusal
 
 
 @contextlib.contextmanager
@@ -22,7 +22,7 @@ def disk_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise refused(
+        raise disk_refusal.refused(
             error,
             "the token store can't be written",
             folder,

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from harvester.system import disk_refusal
 from trainer.errors import StoreError
-from trainer.files import refused
 
 # Bytes that are written at a time.
 _BUFFER = 1 << 20
@@ -84,7 +84,7 @@ class RowTexts:
 
     def _refused(self, error: OSError) -> StoreError:
         what = "texts of rows can't be kept while they are sorted"
-        return refused(error, what, self._folder, "choose another output folder")
+        return disk_refusal.refused(error, what, self._folder, "choose another output folder")
 
 
 class KeptTexts(Sequence[str]):
