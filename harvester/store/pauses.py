@@ -12,6 +12,7 @@ from harvester.store import paths
 from harvester.store.journal.checksums import updating_checksum
 from harvester.store.journal.journal import Journal
 from harvester.store.journal.lock import StoreLock
+from harvester.store.journal.meta_values import write_values
 
 OPERATOR, DRIFT = "operator", "drift"
 _PREFIX = "hold:"
@@ -24,10 +25,10 @@ def save(journal: Journal, who: str, why: str, teacher_id: str = "") -> None:
         who: OPERATOR or DRIFT.
         teacher_id: the teacher whose runs are paused, "" for every run of this store.
     """
-    note = orjson.dumps({"why": why, "at": round(time.time(), 3), "teacher_id": teacher_id}).decode()
+    note = {"why": why, "at": round(time.time(), 3), "teacher_id": teacher_id}
     name = f"{_PREFIX}{who}" + (f"|{teacher_id}" if teacher_id else "")
-    with journal.writing() as connection, updating_checksum(connection, "meta"):
-        connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, note))
+    with journal.writing() as connection:
+        write_values(connection, {name: note})
 
 
 def load(journal: Journal, teacher_id: str | None = None) -> dict[str, str]:

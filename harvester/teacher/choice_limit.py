@@ -15,8 +15,8 @@ import orjson
 from harvester.api.error_body import excerpt
 from harvester.config.teacher_section import TeacherSection
 from harvester.errors import RateLimited, TeacherError
-from harvester.store.journal.checksums import updating_checksum
 from harvester.store.journal.journal import Journal
+from harvester.store.journal.meta_values import read_value, write_values
 
 # So many times in a row must fewer choices come, or a request be accepted only without `n`, before fewer are
 # asked for: once may be chance.
@@ -57,9 +57,7 @@ class ChoiceLimit:
     def of(cls, journal: Journal, teacher: TeacherSection) -> ChoiceLimit:
         """Return the limit that holds for this teacher: what an earlier run learned, else `max_n`."""
         with journal.reading() as connection:
-            query = "SELECT value FROM meta WHERE name = ?"
-            row = connection.execute(query, (_row_name(teacher),)).fetchone()
-            saved = orjson.loads(row[0]) if row else {}
+            saved = read_value(connection, _row_name(teacher)) or {}
         return cls(teacher, saved if saved.get("max_n") == teacher.max_n else None)
 
     def text(self) -> str:
@@ -69,7 +67,7 @@ class ChoiceLimit:
     async def save(self, call: Callable[[Callable[[Journal], None]], Awaitable[None]]) -> None:
         """Write what was learned to the journal, by `AsyncWriter.call`."""
         state = {"max_n": self._configured, "size": self.size, "reason": self.reason}
-        await call(lambda journal: _write(journal, self._row_name, orjson.dumps(state).decode()))
+        await call(lambda journal: _write(journal, self._row_name, state))
 
     def answered(self, asked: int, given: int) -> bool:
         """Note how many choices came; return whether fewer are asked for from now on."""
@@ -122,6 +120,6 @@ def _row_name(teacher: TeacherSection) -> str:
     return f"max_n:{teacher.teacher_id}"
 
 
-def _write(journal: Journal, name: str, value: str) -> None:
-    with journal.writing() as connection, updating_checksum(connection, "meta"):
-        connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
+def _write(journal: Journal, name: str, value: dict[str, Any]) -> None:
+    with journal.writing() as connection:
+        write_values(connection, {name: value})

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 
-import orjson
-
 from harvester.config.config import HarvestConfig
-from harvester.store.journal.checksums import updating_checksum
 from harvester.store.journal.journal import Journal
+from harvester.store.journal.meta_values import read_value, write_values
 from harvester.store.journal.writer import AsyncWriter
 from harvester.teacher.budget import Budget
 
@@ -40,16 +38,13 @@ class Overshoot:
         if (tokens, microusd) == self._saved:
             return
         self._saved = tokens, microusd
-        note = {"settings": self._digest, "tokens": tokens, "microusd": microusd}
-        text = orjson.dumps(note).decode()
-        await self._writer.call(lambda journal: self._write(journal, text))
+        note: dict[str, int | str] = {"settings": self._digest, "tokens": tokens, "microusd": microusd}
+        await self._writer.call(lambda journal: self._write(journal, note))
 
     def _read(self, journal: Journal) -> dict[str, int | str]:
         with journal.reading() as connection:
-            row = connection.execute("SELECT value FROM meta WHERE name = ?", (self._row_name,)).fetchone()
-        saved: dict[str, int | str] = orjson.loads(row[0]) if row else {}
-        return saved
+            return read_value(connection, self._row_name) or {}
 
-    def _write(self, journal: Journal, text: str) -> None:
-        with journal.writing() as connection, updating_checksum(connection, "meta"):
-            connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (self._row_name, text))
+    def _write(self, journal: Journal, note: dict[str, int | str]) -> None:
+        with journal.writing() as connection:
+            write_values(connection, {self._row_name: note})

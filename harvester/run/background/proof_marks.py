@@ -11,10 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-import orjson
-
-from harvester.store.journal.checksums import updating_checksum
 from harvester.store.journal.journal import Journal
+from harvester.store.journal.meta_values import read_value, write_values
 
 
 @dataclass(slots=True)
@@ -74,10 +72,10 @@ def _canary(teacher_id: str) -> str:
 
 def _read(journal: Journal, name: str) -> dict[str, Any] | None:
     with journal.reading() as connection:
-        row = connection.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
-    return None if row is None else orjson.loads(row[0])
+        value: dict[str, Any] | None = read_value(connection, name)
+    return value
 
 
 def _write(journal: Journal, name: str, value: dict[str, Any]) -> None:
-    with journal.writing() as connection, updating_checksum(connection, "meta"):
-        connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, orjson.dumps(value).decode()))
+    with journal.writing() as connection:
+        write_values(connection, {name: value})

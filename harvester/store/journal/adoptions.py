@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 
 from harvester.errors import StoreError
-from harvester.store.journal.checksums import updating_checksum
+from harvester.store.journal.meta_values import write_values
 from harvester.system.command_line.shell_words import shell_line
 
 _PREFIX = "identity:"
@@ -30,10 +30,9 @@ class Adoption:
     at: float
     is_complete: bool
 
-    def to_json(self) -> str:
+    def facts(self) -> dict[str, Any]:
         """Return the value of its row in `meta`."""
-        value = {"identity": self.identity, "at": self.at, "complete": self.is_complete}
-        return orjson.dumps(value).decode()
+        return {"identity": self.identity, "at": self.at, "complete": self.is_complete}
 
 
 def read_adoptions(connection: sqlite3.Connection) -> dict[str, Adoption]:
@@ -51,9 +50,7 @@ def read_adoptions(connection: sqlite3.Connection) -> dict[str, Adoption]:
 
 def note_adoption(connection: sqlite3.Connection, adoption: Adoption) -> None:
     """Write an adoption, inside an open transaction."""
-    row = (f"{_PREFIX}{adoption.address}", adoption.to_json())
-    with updating_checksum(connection, "meta"):
-        connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", row)
+    write_values(connection, {f"{_PREFIX}{adoption.address}": adoption.facts()})
 
 
 def require_complete(connection: sqlite3.Connection, store: Path) -> None:

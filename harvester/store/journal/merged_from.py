@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import orjson
-
-from harvester.store.journal.checksums import updating_checksum
+from harvester.store.journal.meta_values import read_value, write_values
 
 # Rows of `meta`: how far the merge has come, which every merged store has, and where its sources were.
 MERGE, _SOURCES = "merge", "merged_from"
@@ -40,21 +38,16 @@ def note_sources(connection: sqlite3.Connection, stores: Sequence[Path], at: flo
     """Write where the sources are, once the runs of all of them are in, inside an open transaction."""
     names = [os.fsencode(store.resolve()).decode("utf-8", "backslashreplace") for store in stores]
     note = {"stores": names, "at": round(at, 3), "last_run": _last_run(connection)}
-    with updating_checksum(connection, "meta"):
-        connection.execute(
-            "INSERT OR REPLACE INTO meta VALUES (?, ?)", (_SOURCES, orjson.dumps(note).decode())
-        )
+    write_values(connection, {_SOURCES: note})
 
 
 def merged_from(connection: sqlite3.Connection) -> MergedFrom | None:
     """Return what a store was merged from; None for one that was not merged."""
-    query = "SELECT name, value FROM meta WHERE name IN (?, ?)"
-    rows = dict(connection.execute(query, (MERGE, _SOURCES)).fetchall())
-    if _SOURCES in rows:
-        note = orjson.loads(rows[_SOURCES])
+    note = read_value(connection, _SOURCES)
+    if note is not None:
         has_run = _last_run(connection) > note["last_run"]
         return MergedFrom(tuple(note["stores"]), float(note["at"]), has_run)
-    return MergedFrom() if MERGE in rows else None
+    return None if read_value(connection, MERGE) is None else MergedFrom()
 
 
 def _last_run(connection: sqlite3.Connection) -> int:

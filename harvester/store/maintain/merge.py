@@ -30,11 +30,11 @@ from harvester.store import paths, terms_check
 from harvester.store.journal import sqlite
 from harvester.store.journal.adoptions import require_complete
 from harvester.store.journal.batches import waiting_in_batches
-from harvester.store.journal.checksums import updating_checksum
 from harvester.store.journal.copies import insert_row
 from harvester.store.journal.journal import KEYS_PER_LOOKUP, Journal
 from harvester.store.journal.lock import StoreLock
 from harvester.store.journal.merged_from import MERGE, note_sources
+from harvester.store.journal.meta_values import read_value, write_values
 from harvester.store.journal.records import ShardEntry, asker_digest, prompt_json
 from harvester.store.maintain.ledgers import Ledgers, Source
 from harvester.store.maintain.seal_task import last_target_bytes
@@ -251,16 +251,12 @@ class _Progress:
     def note(self, connection: sqlite3.Connection) -> None:
         """Write it, inside an open transaction."""
         value = {name: getattr(self, name) for name in self.__slots__}
-        with updating_checksum(connection, "meta"):
-            connection.execute(
-                "INSERT OR REPLACE INTO meta VALUES (?, ?)", (MERGE, orjson.dumps(value).decode())
-            )
+        write_values(connection, {MERGE: value})
 
 
 def _progress(journal: Journal) -> _Progress:
     with journal.reading() as connection:
-        row = connection.execute("SELECT value FROM meta WHERE name = ?", (MERGE,)).fetchone()
-    return _Progress(**orjson.loads(row[0])) if row is not None else _Progress()
+        return _Progress(**(read_value(connection, MERGE) or {}))
 
 
 def _staged_journal(staged: Path, plan: str) -> Journal:

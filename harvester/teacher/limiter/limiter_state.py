@@ -14,11 +14,9 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import orjson
-
 from harvester.config.teacher_section import TeacherSection
-from harvester.store.journal.checksums import updating_checksum
 from harvester.store.journal.journal import Journal
+from harvester.store.journal.meta_values import read_value, write_values
 from harvester.store.journal.writer import AsyncWriter
 from harvester.system.clock import Clock
 from harvester.teacher.limiter.limits import DAY_S, Charge
@@ -89,18 +87,18 @@ class LimiterState:
         if not final and now - self._saved_at < SAVE_EVERY_S:
             return
         self._saved_at = now
-        rows = [(self._row_name(url), self._dump(limiter, now)) for url, limiter in self._limiters.items()]
-        await self._writer.call(lambda journal: _write(journal, rows))
+        states = {self._row_name(url): self._state(limiter, now) for url, limiter in self._limiters.items()}
+        await self._writer.call(lambda journal: _write(journal, states))
 
     def _row_name(self, url: str) -> str:
         return f"levels:{url}|{self._model}"
 
-    def _dump(self, limiter: Limiter, now: float) -> str:
-        """The state as JSON. The names of its fields and of the buckets are part of the store's format."""
+    def _state(self, limiter: Limiter, now: float) -> dict[str, Any]:
+        """Return the state as JSON values. Names of fields and buckets are part of the store's format."""
         for bucket in limiter.buckets.values():
             bucket.refill(now)
         pause = limiter.pause_now
-        state = {
+        return {
             "at": self._clock.wall(),
             "levels": {key.label: bucket.level for key, bucket in limiter.buckets.items()},
             # A pause of our circuit breaker is not kept: the next process finds out by itself.
@@ -111,7 +109,6 @@ class LimiterState:
             **limiter.saved(),
             "typical_output": limiter.output_estimate.tokens,
         }
-        return orjson.dumps(state).decode()
 
     def _restore(
         self, limiter: Limiter, saved: Mapping[str, Any], attempts: Iterable[_SentAttempt], now: float
@@ -142,12 +139,11 @@ def _read(
 ) -> tuple[dict[str, Any], list[_SentAttempt]]:
     """The saved state, empty where there is none, and the attempts sent since (at most a day back)."""
     with journal.reading() as connection:
-        row = connection.execute("SELECT value FROM meta WHERE name = ?", (row_name,)).fetchone()
-        saved: dict[str, Any] = orjson.loads(row[0]) if row else {}
+        saved: dict[str, Any] = read_value(connection, row_name) or {}
         since = float(saved.get("at", wall - DAY_S))
         return saved, connection.execute(_ATTEMPTS, (url, round(since * 1e6))).fetchall()
 
 
-def _write(journal: Journal, rows: list[tuple[str, str]]) -> None:
-    with journal.writing() as connection, updating_checksum(connection, "meta"):
-        connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", rows)
+def _write(journal: Journal, states: dict[str, dict[str, Any]]) -> None:
+    with journal.writing() as connection:
+        write_values(connection, states)
