@@ -332,6 +332,8 @@ def spoil_stream(action: str, options: Options, reply: SpoiledReply) -> SpoiledR
         events = tuple(line.removesuffix(b"\n") for line in events)
     elif action == "stream_so_far":
         events = _so_far(events)
+    elif action == "stream_twice":
+        events = tuple(line for line in events for _ in range(2))
     elif action == "stream_junk":
         events = (*kept, b"data: {not json\n\n", *events[len(kept) :])
     else:  # stream_comments: keep-alives between all events

@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, islice, pairwise
 from typing import Any
 
 import orjson
@@ -96,7 +96,7 @@ def assemble(raw: bytes) -> Assembled:
         ConnectionBroken: the stream ended before its answer did.
     """
     stream = _Stream()
-    for name, data in named_events(raw):
+    for name, data in _once(named_events(raw)):
         if is_end_mark(data):
             stream.end()
             break
@@ -148,6 +148,19 @@ def named_events(raw: bytes) -> Iterator[tuple[bytes, bytes]]:
             yield from _events(name, lines)
             lines, name = [], b""
     yield from _events(name, lines)
+
+
+def _once(events: Iterator[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:
+    """The events; each once where a gateway sent all of them twice, also that with the finish reason."""
+    head = list(islice(events, 2))
+    if len(head) < 2 or head[0] != head[1]:
+        return chain(head, events)
+    all_events = [*head, *events]
+    end = next((at for at, (_, data) in enumerate(all_events) if is_end_mark(data)), len(all_events))
+    once = all_events[:end:2]
+    if len(once) > 1 and once == all_events[1:end:2] and once.count(once[-1]) == 1:
+        return chain(once, all_events[end:])
+    return iter(all_events)
 
 
 def _events(name: bytes, lines: list[bytes]) -> Iterator[tuple[bytes, bytes]]:

@@ -1,4 +1,4 @@
-"""Take out what a stream sends twice: each delta the text so far, or the last one all of it. Pure."""
+"""Take out what a stream sends twice: all text so far, each delta, or everything again at its end. Pure."""
 
 from __future__ import annotations
 
@@ -28,6 +28,10 @@ def without_repeats(pieces: Sequence[str]) -> tuple[list[str], bool]:
     if len(before) > 1 and last.strip() and last == "".join(before):
         is_clear = len(before) >= FEWEST_PIECES and len(last) >= FEWEST_CHARS and _is_varied(last)
         return (before if is_clear else given), is_clear
+    once = given[::2]
+    if len(once) >= FEWEST_PIECES and once == given[1::2] and _is_varied("".join(once)):
+        is_clear = len("".join(once)) >= max(FEWEST_CHARS, 2 * len(once))  # letters may be doubled on purpose
+        return (once if is_clear else given), is_clear
     return given, True
 
 

@@ -122,6 +122,7 @@ ACTIONS: dict[str, Action] = {
             "stream_no_finish": "",  # `[DONE]`, but no finish reason
             "stream_no_blank_lines": "",  # a line end between events, where two belong
             "stream_so_far": "",  # each delta holds all text so far
+            "stream_twice": "",  # each event two times
             "stream_split_emoji": "",  # half a character at the end of one event, half in the next
         },
     ),

@@ -748,6 +748,15 @@ SENTENCE = "The answer is four."
         # The last one holds all of it again.
         (("The ", "answer ", "is four.", SENTENCE), SENTENCE, Outcome.OK),
         (("The answer ", "is four.", SENTENCE), SENTENCE * 2, Outcome.UNKNOWN),
+        # Each piece comes twice.
+        (("The ", "The ", "answer ", "answer ", "is four.", "is four."), SENTENCE, Outcome.OK),
+        (("Y", "Y", "e", "e", "s", "s"), "YYeess", Outcome.UNKNOWN),
+        (tuple("tthhee aannsswweerr iiss ffoouurr"), "tthhee aannsswweerr iiss ffoouurr", Outcome.OK),
+        (
+            tuple("tthhee  aannsswweerr  iiss  ffoouurr"),
+            "tthhee  aannsswweerr  iiss  ffoouurr",
+            Outcome.UNKNOWN,
+        ),
         # Short ones: where text could be meant, it is not clear.
         (("Y", "Ye", "Yes"), "Yes", Outcome.OK),
         (("Yes", "Yes."), "YesYes.", Outcome.UNKNOWN),
@@ -776,6 +785,25 @@ def with_logprobs(pieces: list[tuple[str, list[str]]], holder: str) -> bytes:
         choice = {holder: {"content": piece}, "logprobs": {"content": listed} if tokens else None}
         lines.append(b"data: " + orjson.dumps({"choices": [{"index": 0, **choice}]}) + b"\n\n")
     return b"".join(lines) + b'data: {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}\n\n'
+
+
+@pytest.mark.parametrize("done", [b"", b"data: [DONE]\n\n" * 2])
+def test_events_that_all_come_twice_are_read_once(done: bytes) -> None:
+    """A gateway sends everything twice, also the finish reason: the shortest answer is clear then."""
+    raw = with_logprobs([("7", ["7"]), ("8", ["8"])], "delta")
+    twice = b"".join(event + b"\n\n" for event in raw.split(b"\n\n")[:-1] for _ in range(2)) + done
+    parsed = parse(twice)
+    assert (parsed.text, parsed.outcome) == ("78", Outcome.OK)
+    assert [token.token for token in parsed.logprobs] == ["7", "8"]
+    call = {"index": 0, "id": "c", "function": {"name": "add", "arguments": ""}}
+    more = [{"index": 0, "function": {"arguments": piece}} for piece in ('{"a": ', "1", "1", "}")]
+    raw = events(*({"tool_calls": [each]} for each in (call, *more)))
+    parsed = parse(b"".join(event + b"\n\n" for event in raw.split(b"\n\n")[:-1] for _ in range(2)) + done)
+    assert parsed.outcome is Outcome.TOOL_CALL
+    assert orjson.loads(parsed.tool_calls_json or "[]")[0]["function"]["arguments"] == '{"a": 11}'
+    # Digits that repeat before one finish reason are text.
+    parsed = parse(with_logprobs([("7", ["7"])] * 2 + [("8", ["8"])] * 2, "delta"))
+    assert (parsed.text, parsed.outcome, len(parsed.logprobs)) == ("7788", Outcome.OK, 4)
 
 
 GROWING = ["The", "The answer is", SENTENCE]

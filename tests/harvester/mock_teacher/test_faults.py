@@ -195,6 +195,7 @@ STREAM_ACTIONS = [
     "stream_split_emoji",
     "stream_no_blank_lines",
     "stream_so_far",
+    "stream_twice",
 ]
 
 
@@ -217,6 +218,7 @@ def test_spoilt_streams(faulty, action):
     assert (b'{"content":"42"}' in reply.body) == (
         action == "stream_so_far" or b'{"content":"4"}' not in reply.body
     )
+    assert (reply.body.count(b'"finish_reason":"stop"') == 2) == (action == "stream_twice")
     assert (b": keep-alive" in reply.body) == (action == "stream_comments")
     assert (b"{not json" in reply.body) == (action == "stream_junk")
 
