@@ -96,7 +96,7 @@ def _is_set(ceiling: CeilingSection) -> bool:
 
 
 def systemd(harvest: Harvest) -> dict[str, str]:
-    """Return a service of Type=notify, and a timer that starts it when an opening begins, or every hour.
+    """Return a service of Type=notify, and a timer that starts it every hour while it may work.
 
     Raises:
         ConfigError: a unit file can't hold a path.
@@ -108,9 +108,7 @@ def systemd(harvest: Harvest) -> dict[str, str]:
             place=repr(folder),
             remedy=RENAME,
         )
-    events = [
-        f"{_days(opening)} *-*-* {opening.starts_at}:00 {opening.zone}" for opening in harvest.openings
-    ] or ["hourly"]
+    events = [_calendar_event(opening) for opening in harvest.openings] or ["hourly"]
     values = {
         "name": harvest.name,
         # A backslash at the end would join the next line.
@@ -129,7 +127,7 @@ def systemd(harvest: Harvest) -> dict[str, str]:
 
 
 def cron(harvest: Harvest) -> dict[str, str]:
-    """Return lines for `crontab -e`, one for each opening.
+    """Return lines for `crontab -e`, one for each opening, which start every hour while it may work.
 
     Raises:
         ConfigError: cron would change a path.
@@ -156,7 +154,7 @@ def cron(harvest: Harvest) -> dict[str, str]:
 
 
 def kubernetes(harvest: Harvest) -> dict[str, str]:
-    """Return a CronJob for each opening, or a Job if there are none; exit codes decide whether it is retried.
+    """Return a CronJob for each opening, which starts every hour in it, or a Job if there are none; exit codes decide whether it is retried.
 
     Raises:
         ConfigError: the store is outside the folder that is mounted, or a name is too long or not allowed.
@@ -257,18 +255,33 @@ def slurm(harvest: Harvest) -> dict[str, str]:
     return {f"{harvest.name}.sbatch": fill("harvest.sbatch", values)}
 
 
-def _days(opening: Opening) -> str:
-    return ",".join(DAYS[day] for day in sorted(opening.days))
+def _starts(opening: Opening) -> tuple[list[int], list[int]]:
+    """Days of the week (Monday is 0) and hours at which to start, at the minute of the opening.
+
+    When it opens, and every hour from then on while it is open: a run that ended meanwhile, for a teacher
+    that was down, a long wait or a reboot, would else be started a day or a week later. A start while one is
+    running is none; days and hours are multiplied, so some starts are outside the hours, and end at once.
+    """
+    end = opening.end if opening.end > opening.start else opening.end + 1440
+    starts = range(opening.start, end, 60)
+    days = {(day + start // 1440) % 7 for day in opening.days for start in starts}
+    return sorted(days), sorted({start // 60 % 24 for start in starts})
+
+
+def _calendar_event(opening: Opening) -> str:
+    """Return the starts as systemd.time(7) writes them."""
+    days, hours = _starts(opening)
+    on = "" if len(days) == 7 else ",".join(DAYS[day] for day in days) + " "
+    at = "*" if len(hours) == 24 else ",".join(f"{hour:02d}" for hour in hours)
+    return f"{on}*-*-* {at}:{opening.start % 60:02d}:00 {opening.zone}"
 
 
 def _cron_event(opening: Opening) -> str:
-    """Return minute, hour and days of the week; in crontab(5) 0 is Sunday."""
-    days = (
-        "*"
-        if len(opening.days) == 7
-        else ",".join(str(day) for day in sorted((d + 1) % 7 for d in opening.days))
-    )
-    return f"{opening.start % 60} {opening.start // 60} * * {days}"
+    """Return minute, hours and days of the week; in crontab(5) 0 is Sunday."""
+    days, hours = _starts(opening)
+    on = "*" if len(days) == 7 else ",".join(str(day) for day in sorted((d + 1) % 7 for d in days))
+    at = "*" if len(hours) == 24 else ",".join(map(str, hours))
+    return f"{opening.start % 60} {at} * * {on}"
 
 
 def _systemd_program(text: str) -> str:

@@ -34,11 +34,6 @@ class Opening:
     end: int
     zone: str
 
-    @property
-    def starts_at(self) -> str:
-        """HH:MM."""
-        return f"{self.start // 60:02d}:{self.start % 60:02d}"
-
     def on(self, day: date) -> tuple[float, float] | None:
         """Return this day's span in Unix seconds, None when it does not open on it."""
         if day.weekday() not in self.days:

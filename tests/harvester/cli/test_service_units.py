@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ from harvester.system import unit_text
 
 ROOT = Path(__file__).resolve().parents[3]
 NIGHTS = (parse("Mon-Fri 22:30-07:00 Europe/Berlin"), parse("Sat,Sun 00:00-24:00 UTC"))
-CRON = re.compile(r"([0-5]?\d) (\*|[01]?\d|2[0-3]) (\*) (\*) (\*|[0-6](?:,[0-6])*) (\S.*)\Z")
+HOUR = r"(?:[01]?\d|2[0-3])"
+CRON = re.compile(rf"([0-5]?\d) (\*|{HOUR}(?:,{HOUR})*) (\*) (\*) (\*|[0-6](?:,[0-6])*) (\S.*)\Z")
 
 
 def harvest(folder: Path, openings: Sequence[Any] = NIGHTS, **more: Any) -> service_units.Harvest:
@@ -77,8 +79,9 @@ def test_systemd_runs_it_as_a_notify_service_and_restarts_only_what_may_mend(tmp
     assert fine == {10, 130, 143}
     timer = section(files["harvest-x.timer"])["Timer"]
     assert (timer["Unit"], timer["Persistent"]) == ("harvest-x.service", "true")
-    assert "OnCalendar=Mon,Tue,Wed,Thu,Fri *-*-* 22:30:00 Europe/Berlin\n" in files["harvest-x.timer"]
-    assert "OnCalendar=Sat,Sun *-*-* 00:00:00 UTC\n" in files["harvest-x.timer"]
+    nights = "Mon,Tue,Wed,Thu,Fri,Sat *-*-* 00,01,02,03,04,05,06,22,23:30:00 Europe/Berlin"
+    assert f"OnCalendar={nights}\n" in files["harvest-x.timer"]
+    assert "OnCalendar=Sat,Sun *-*-* *:00:00 UTC\n" in files["harvest-x.timer"]
 
 
 def test_systemd_takes_an_odd_path_literally(tmp_path: Path) -> None:
@@ -200,8 +203,8 @@ def test_cron_lines_name_minute_hour_days_and_zone(tmp_path: Path) -> None:
     assert lines[4:] == ['CRON_TZ=""']  # cronie: empty is the machine's own again
     matches = [CRON.match(line) for line in (lines[1], lines[3])]
     assert [match.groups()[:5] if match else None for match in matches] == [
-        ("30", "22", "*", "*", "1,2,3,4,5"),
-        ("0", "0", "*", "*", "0,6"),
+        ("30", "0,1,2,3,4,5,6,22,23", "*", "*", "1,2,3,4,5,6"),
+        ("0", "*", "*", "*", "0,6"),
     ]
     assert matches[0] is not None
     command = matches[0][6].replace("\\%", "%")
@@ -212,6 +215,41 @@ def test_cron_lines_name_minute_hour_days_and_zone(tmp_path: Path) -> None:
     assert CRON.match(alone)
 
 
+@pytest.mark.parametrize(
+    ("hours", "event"),
+    [
+        ("Mon-Fri 09:15-17:00", "15 9,10,11,12,13,14,15,16 * * 1,2,3,4,5"),
+        ("09:00-09:30", "0 9 * * *"),
+        ("Sun 23:00-01:00", "0 0,23 * * 0,1"),
+        ("Fri 23:30-00:15", "30 23 * * 5"),
+        ("Mon-Sun 00:00-24:00", "0 * * * *"),
+        ("Wed 06:45-06:30", "45 * * * 3,4"),
+    ],
+)
+def test_a_run_that_ended_within_the_hours_is_started_again_within_an_hour(
+    tmp_path: Path, hours: str, event: str
+) -> None:
+    opening = parse(f"{hours} UTC")
+    assert (
+        service_units.cron(harvest(tmp_path, [opening]))["harvest-x.cron"]
+        .splitlines()[4]
+        .startswith(f"{event} cd ")
+    )
+    (minute, at, _, _, on) = event.split()
+    at_hours = set(range(24)) if at == "*" else set(map(int, at.split(",")))
+    on_days = set(range(7)) if on == "*" else {(int(day) - 1) % 7 for day in on.split(",")}
+    monday = datetime(2027, 1, 4, tzinfo=UTC)
+    for number in range(7 * 24 * 60):  # every minute of a week
+        now = monday + timedelta(minutes=number)
+        span = opening.on(now.date())
+        if span is not None and span[0] == now.timestamp():  # it opens: every hour from here to its end
+            starts = [now + timedelta(hours=more) for more in range(24)]
+            for start in starts:
+                if start.timestamp() < span[1]:
+                    assert start.minute == int(minute)
+                    assert (start.hour in at_hours, start.weekday() in on_days) == (True, True)
+
+
 def test_kubernetes_starts_one_at_a_time_and_never_retries_what_retrying_cant_mend(tmp_path: Path) -> None:
     files = service_units.kubernetes(harvest(tmp_path, key_env="TEACHER_API_KEY", image="r/harvester:1"))
     loaded = [yaml.safe_load(text) for text in files.values()]
@@ -220,7 +258,10 @@ def test_kubernetes_starts_one_at_a_time_and_never_retries_what_retrying_cant_me
         ("CronJob", "harvest-x-2"),
     ]
     spec = loaded[0]["spec"]
-    assert (spec["schedule"], spec["timeZone"]) == ("30 22 * * 1,2,3,4,5", "Europe/Berlin")
+    assert (spec["schedule"], spec["timeZone"]) == (
+        "30 0,1,2,3,4,5,6,22,23 * * 1,2,3,4,5,6",
+        "Europe/Berlin",
+    )
     assert spec["concurrencyPolicy"] == "Forbid"
     job = spec["jobTemplate"]["spec"]
     rule = next(rule for rule in job["podFailurePolicy"]["rules"] if rule["action"] == "FailJob")
