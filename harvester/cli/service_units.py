@@ -154,7 +154,7 @@ def cron(harvest: Harvest) -> dict[str, str]:
 
 
 def kubernetes(harvest: Harvest) -> dict[str, str]:
-    """Return a CronJob for each opening, which starts every hour in it, or a Job if there are none; exit codes decide whether it is retried.
+    """Return a CronJob for each opening, or a Job if there are none; exit codes decide whether it is retried.
 
     Raises:
         ConfigError: the store is outside the folder that is mounted, or a name is too long or not allowed.
