@@ -108,6 +108,19 @@ def _weight(data: DataSection, share: float, rows: int) -> float:
     return 1.0 / rows if data.weights == "prompt" else 1.0
 
 
+def shared_by_prompt(prompts: Sequence[str]) -> tuple[float, ...]:
+    """Return the weights of rows whose prompts all count alike.
+
+    A row that turns out to be too long takes nothing from the others of its prompt, so the weights are
+    computed once it is known which rows are learned.
+
+    Args:
+        prompts: what identifies the prompt of each row; "" for a row that isn't learned.
+    """
+    rows = Counter(prompts)
+    return tuple(1.0 / rows[prompt] for prompt in prompts)
+
+
 def agreement(texts: Sequence[str]) -> list[float]:
     """Return for each text the share of the texts that are equal to it once normalised, in (0, 1]."""
     return _shares([normalise(text) for text in texts])

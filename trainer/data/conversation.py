@@ -17,6 +17,8 @@ Message = Mapping[str, Any]
 
 # Joins the text parts of one message, as vLLM and llama.cpp do for templates that take a single text.
 PART_SEPARATOR = "\n"
+# How the corpus' column of messages begins where it holds parts, as JSON.
+_PARTS_IN_COLUMN = '[{"'
 # Fields of a message that chat templates know besides role and content.
 _EXTRA_FIELDS = ("name", "tool_call_id", "tool_calls", "reasoning_content", "reasoning", "thinking")
 
@@ -63,6 +65,8 @@ def request_beyond_columns(sample: Sample) -> str:
     if not isinstance(messages, list):
         return ""
     is_plain = all(isinstance(m.get("content"), str) and set(m) <= {"role", "content"} for m in messages)
+    # A text that looks like parts: only the request tells that it is none.
+    is_plain = is_plain and not any(m["content"].startswith(_PARTS_IN_COLUMN) for m in messages)
     if is_plain and not tools:
         return ""
     return json.dumps({"messages": messages, "tools": tools or []}, ensure_ascii=False)
@@ -120,7 +124,7 @@ def _is_text_part(part: Any) -> bool:
 
 def _text_of_column(content: str | None) -> str:
     """The text of a content whose request is not at hand; the column holds parts as JSON."""
-    if content and content.startswith('[{"'):
+    if content and content.startswith(_PARTS_IN_COLUMN):
         try:
             parts = json.loads(content)
         except ValueError:

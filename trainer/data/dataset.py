@@ -379,10 +379,14 @@ def select(rows: Rows, examples: Sequence[Example], config: TrainConfig, vocabul
         DataError: every row is too long or has no token to learn.
         StudentError: the tokenizer produces ids that the student has no embedding for.
     """
-    if rows.weights:
-        examples = [replace(e, weight=w) for e, w in zip(examples, rows.weights, strict=True)]
     most = longest_row(config)
     reasons = [_unlearnable(e, most) for e in examples]
+    if rows.weights:
+        weights = rows.weights
+        if config.data.weights == "prompt":
+            prompts = ["" if r else prompt_key(s.messages) for s, r in zip(rows.train, reasons, strict=True)]
+            weights = answers.shared_by_prompt(prompts)
+        examples = [replace(e, weight=w) for e, w in zip(examples, weights, strict=True)]
     fitting = tuple(e for e, reason in zip(examples, reasons, strict=True) if not reason)
     excluded = Counter(rows.excluded) + Counter(reason for reason in reasons if reason)
     if not fitting:

@@ -47,6 +47,7 @@ from trainer.files import write_json
 from trainer.model import generate, model, self_test, weights
 from trainer.model.forward import lora_forward
 from trainer.provenance import fingerprint
+from trainer.publish import serving
 from trainer.publish.adapter import check_same_base, check_same_tokens
 
 # Called with the model that answers ("base" or "student"), the number of prompts and how many are answered.
@@ -240,6 +241,7 @@ class HeldOutTest:
             batch=self.config.evaluate.batch,
             pad_id=self.renderer.tokenizer.pad_token_id,
             positions=self_test.position_limit(self.config.base),
+            other_stops=serving.other_stops(self.config, self.renderer),
         )
 
 

@@ -45,6 +45,7 @@ from trainer.experiments.trainings import (
 )
 from trainer.files import read_json, write_json
 from trainer.model import model, self_test
+from trainer.publish import serving
 from trainer.training.forward import pack_losses
 
 
@@ -136,7 +137,14 @@ class Stages(Trainings):
         verify = {task: table.model_dump(mode="json") for task, table in self._config.verify.items()}
         functions = {table.function for table in self._config.verify.values() if table.kind == "python"}
         sources = {name: self._source_of(name) for name in sorted(map(str, functions))}
-        return {**judging, "limit": self._test.limit, "verify": verify, "functions": sources}
+        stops = serving.other_stops(self._config, self._renderer)
+        return {
+            **judging,
+            "limit": self._test.limit,
+            "verify": verify,
+            "functions": sources,
+            **({"stops": stops} if stops else {}),
+        }
 
     def _source_of(self, function: str) -> str:
         """Return the text of the file beside train.toml that a verifier's function is in; else ""."""

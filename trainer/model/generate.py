@@ -84,6 +84,7 @@ class Limits:
             Empty: unknown.
         positions: tokens that the student can read, prompt and answer together; an answer that reaches them
             is cut. 0: no limit.
+        other_stops: further tokens that end an answer.
     """
 
     stop_id: int
@@ -92,6 +93,12 @@ class Limits:
     pad_id: int | None = None
     expected: Sequence[int] = ()
     positions: int = 0
+    other_stops: Sequence[int] = ()
+
+    @property
+    def stops(self) -> tuple[int, ...]:
+        """All tokens that end an answer."""
+        return (self.stop_id, *self.other_stops)
 
 
 def generate(
@@ -229,7 +236,7 @@ def _answer_alone(model: Any, work: _Work, mode: GenerationMode) -> None:
             if rows is None:
                 work.halved([number], 1)  # refuses: a single prompt does not fit
             else:
-                work.answers[number] = _answer(rows[0], work.limits.stop_id)
+                work.answers[number] = _answer(rows[0], work.limits.stops)
         work.on_done(len(work.answers))
 
 
@@ -343,8 +350,8 @@ class _Rows:
             if number in self._work.answers:
                 continue
             tokens.append(token)
-            if token == limits.stop_id or len(tokens) == limits.max_new_tokens:
-                self._work.answers[number] = _answer(tokens, limits.stop_id)
+            if token in limits.stops or len(tokens) == limits.max_new_tokens:
+                self._work.answers[number] = _answer(tokens, limits.stops)
         return chosen
 
 
@@ -363,7 +370,7 @@ def _answer_in_batches(model: Any, work: _Work, mode: GenerationMode) -> None:
             batch = work.halved(numbers, len(numbers))
             continue
         for i, row in zip(numbers, rows, strict=True):
-            work.answers[i] = _answer(row, work.limits.stop_id)
+            work.answers[i] = _answer(row, work.limits.stops)
         work.on_done(len(work.answers))
 
 
@@ -372,15 +379,16 @@ def _settings(work: _Work, mode: GenerationMode, max_new_tokens: int) -> Generat
         do_sample=False,
         num_beams=1,
         max_new_tokens=max_new_tokens,
-        eos_token_id=work.limits.stop_id,
+        eos_token_id=list(work.limits.stops),
         pad_token_id=work.pad_id,
         use_cache=mode.caches,
     )
 
 
-def _answer(row: list[int], stop_id: int) -> Answer:
-    is_cut = stop_id not in row
-    ids = row if is_cut else row[: row.index(stop_id)]
+def _answer(row: list[int], stops: Collection[int]) -> Answer:
+    end = next((place for place, token in enumerate(row) if token in stops), None)
+    is_cut = end is None
+    ids = row[:end]
     # One object for each id of the vocabulary: torch makes one for each token, of 28 bytes.
     return Answer(tuple(_SHARED_IDS.setdefault(token, token) for token in ids), is_cut=is_cut)
 

@@ -55,6 +55,13 @@ def eos_ids(base: Mapping[str, Any], stop_id: int) -> int | list[int]:
     return ids if len(ids) > 1 else stop_id
 
 
+def other_stops(config: TrainConfig, renderer: Renderer) -> tuple[int, ...]:
+    """Return the tokens beside the template's end of turn at which servers of the student end an answer."""
+    stop = renderer.chat_shape.stop_id
+    ids = eos_ids(weights.read_json(config.base / "generation_config.json"), stop)
+    return tuple(each for each in ids if each != stop) if isinstance(ids, list) else ()
+
+
 def commands(config: TrainConfig, renderer: Renderer, merged: Path | None = None) -> ServingCommands:
     """Return the commands for the adapter in `[out] path` and for a merged folder.
 

@@ -25,6 +25,7 @@ from trainer.model import self_test
 from trainer.model.forward import segment_attention, varlen_attention
 from trainer.model.generate import Limits, generate
 from trainer.model.structure import base_model_of
+from trainer.publish import serving
 from trainer.training.distributed import World
 from trainer.training.inputs import TrainingInputs
 from trainer.training.logbook import Sampled
@@ -110,6 +111,7 @@ class Sampler:
             batch=config.evaluate.batch,
             pad_id=renderer.tokenizer.pad_token_id,
             positions=self_test.position_limit(config.base),
+            other_stops=serving.other_stops(config, renderer),
         )
         try:
             with attention_for_generation(self._student.model), torch.compiler.set_stance("force_eager"):

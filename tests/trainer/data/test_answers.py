@@ -18,6 +18,7 @@ from trainer.config import DataSection
 from trainer.data import dataset
 from trainer.data.answers import agreement, choose
 from trainer.errors import DataError
+from trainer.training.inputs import read_inputs
 
 EXACT = Verifiers({"*": VerifierSection(kind="exact")}, Path())
 ANSWERS = st.lists(st.tuples(st.integers(0, 3), st.sampled_from(["4", "4 ", "5", "6"])), max_size=12)
@@ -114,6 +115,24 @@ def test_a_corpus_is_read_with_its_weights_and_they_are_part_of_its_hash(tmp_pat
     read = dataset.read(config)
     assert read.weights == (0.5, 0.5, 1.0, 1.0, 1.0, 1.0)
     assert read.excluded["verification: failed"] == 1
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_prompts_count_alike_where_some_of_their_answers_are_too_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: bool
+):
+    if stored:
+        monkeypatch.setattr(dataset, "STORED_ROWS", 1)
+    texts = ["dcba", "x" * 400, "y" * 400, "abcd"]
+    rows = [
+        tiny.sample(n, "backwards: abcd", text, prompt_id="p", sample_index=n, reference="dcba")
+        for n, text in enumerate(texts)
+    ]
+    rows += tiny.skill(7)[4:]
+    toml = tiny.train_toml(tmp_path, rows, data={"eval_share": 0.0, "weights": "prompt"})
+    inputs = read_inputs(settings.load(toml), rehearses=False)
+    assert inputs.dataset.excluded["too long"] == 2
+    assert sorted(example.weight for example in inputs.dataset.examples) == [0.5, 0.5, 1.0, 1.0, 1.0]
 
 
 def test_verified_answers_need_a_verifier(tmp_path: Path):

@@ -16,6 +16,7 @@ from trainer.data import dataset, row_rules
 from trainer.data.chat_template import Renderer
 from trainer.data.conversation import Conversation
 from trainer.errors import DataError, StudentError
+from trainer.training.inputs import read_inputs
 
 USER = {"role": "user", "content": "Is it raining in Ghent?"}
 CALL = {
@@ -79,6 +80,26 @@ def test_parts_calls_and_schemas_are_in_the_prompt_as_the_teacher_had_them(run_t
     assert "<call>weather town=Ghėnt;</call>" in prompts["p11"]
     assert "<|im_start|>tool\ndrizzle" in prompts["p11"]
     assert run_trainer("doctor", toml)[0] == 0
+
+
+@pytest.mark.parametrize("stored", [False, True])
+@pytest.mark.parametrize("kind", ["text", "event"])
+def test_a_text_that_looks_like_parts_is_learned_as_the_text_that_was_sent(toml, monkeypatch, kind, stored):  # noqa: F811
+    if stored:
+        monkeypatch.setattr(dataset, "STORED_ROWS", 1)
+    text = json.dumps([{"type": kind, "text": "a"}, {"type": kind, "text": "b"}])
+    held_out = replace(
+        asked(11, [{"role": "user", "content": text + " "}]), metadata_json='{"split": "test"}'
+    )
+    store(toml, [asked(10, [{"role": "user", "content": text}]), held_out], tiny.CHATML)
+    settings_for_long_rows(toml)
+    inputs = read_inputs(config.load(toml), rehearses=False)
+    assert inputs.dataset.excluded.get("content that is not text", 0) == 0
+    decode = inputs.renderer.tokenizer.decode
+    prompts = [decode(e.ids[: e.prompt_length].tolist()) for e in inputs.dataset.examples]
+    assert f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n" in prompts
+    [held] = [held for held in inputs.rows.held_out if held.prompt_id == "p11"]
+    assert held.conversation.messages[0]["content"] == text + " "
 
 
 @pytest.mark.parametrize(

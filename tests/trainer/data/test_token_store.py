@@ -62,6 +62,7 @@ def mixed_rows() -> list[schema.Sample]:
         tiny.sample(107, '[{"type":"image_url","image_url":{}}]', "a cat", request_json=image, **TRAIN),
         tiny.sample(108, "f", "bye<|im_end|>", request_json='{"temperature": 0.5}', **TRAIN),
         *(tiny.sample(110 + n, "g", text, sample_index=n, **TRAIN) for n, text in enumerate("4556")),
+        tiny.sample(115, "g", "5" * 400, sample_index=9, **TRAIN),
         tiny.sample(120, "h", "held", metadata_json='{"split": "held_out", "task": "t"}', outcome="refused"),
     ]
 

@@ -73,6 +73,9 @@ def trained(learned, tmp_path) -> Path:
     return tmp_path / "copy" / "train.toml"
 
 
+WHO = ("base", "student")
+
+
 def set_evaluate(toml: Path, line: str) -> None:
     toml.write_text(f"{toml.read_text()}[evaluate]\n{line}\n")
 
@@ -295,6 +298,29 @@ def test_the_answers_do_not_change_with_the_generation_config(run_trainer, train
     file.write_text(json.dumps({**json.loads(file.read_text()), **hostile}))
     scored(run_trainer, trained)
     assert lines(trained.parent / "out" / "answers.jsonl") == answers
+
+
+def test_answers_end_at_every_token_at_which_a_server_of_the_student_ends_them(run_trainer, trained):  # noqa: F811
+    """A base often ends its text with another token than its chat template does."""
+    scored(run_trainer, trained)
+    before = lines(trained.parent / "out" / "answers.jsonl")
+    tokenizer = tiny.tokenizer()
+    texts = {who: [tokenizer.encode(row[who], add_special_tokens=False) for row in before] for who in WHO}
+    [stop, *_] = [ids[2] for ids in texts["student"] if len(ids) > 4]
+    generation = trained.parent / "base" / "generation_config.json"
+    generation.write_text(json.dumps({"eos_token_id": stop}))
+    card = scored(run_trainer, trained)
+    after = lines(trained.parent / "out" / "answers.jsonl")
+    shorter = dict.fromkeys(WHO, 0)
+    for who in WHO:
+        for ids, row, old in zip(texts[who], after, before, strict=True):
+            is_stopped = stop in ids
+            expected = tokenizer.decode(ids[: ids.index(stop)]) if is_stopped else old[who]
+            assert row[who] == expected
+            assert row[f"{who}_cut"] == (old[f"{who}_cut"] and not is_stopped)
+            shorter[who] += is_stopped
+        assert card["cut"][who] == sum(row[f"{who}_cut"] for row in after)
+    assert shorter["student"]
 
 
 def test_answers_cut_by_the_limit_are_counted_apart_and_noted_before(run_trainer, trained):  # noqa: F811

@@ -207,6 +207,8 @@ def write_selection(  # noqa: PLR0913 - each is a fact of the corpus or of the s
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     learned = selection.chosen if fits.all() else selection.chosen[fits]
+    if config.data.weights == "prompt":
+        weights = _shared_by_prompt(reader, learned)
     array_file.write(
         folder / "learned.npz",
         {
@@ -267,6 +269,12 @@ def write_selection(  # noqa: PLR0913 - each is a fact of the corpus or of the s
         },
     )
     failpoints.reach("tokens.selection_written")
+
+
+def _shared_by_prompt(reader: PartReader, rows: RowNumbers) -> npt.NDArray[np.float64]:
+    """Return the weights of rows as `answers.shared_by_prompt` does."""
+    _, prompts, counts = np.unique(reader.gather(rows, "prompt"), return_inverse=True, return_counts=True)
+    return np.asarray(1.0 / counts[prompts], dtype=np.float64)
 
 
 def _soft_of(folder: Path, files: Mapping[str, str]) -> SoftTargetFiles:
