@@ -34,6 +34,8 @@ MOST_BUDGET = 1e12
 
 _LIMITS = {"rpm": REQUESTS_PER_MINUTE, "tpm": TOKENS_PER_MINUTE}
 _AMOUNT = re.compile(r"(\$?)([\d_,]*\.?\d+)\s*(usd|tokens)?\Z", re.IGNORECASE)
+# A comma may only separate groups of three digits: elsewhere it may be meant as a decimal point.
+_GROUPED = re.compile(r"\d{1,3}(,\d{3})+(\.\d*)?|[^,]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,7 +271,11 @@ def parse_setting(name: str, text: str) -> float | BudgetValue | None:
 
 def _budget_value(text: str) -> BudgetValue:
     match = _AMOUNT.match(text.strip())
-    if match is None or (match[1] and (match[3] or "usd").lower() != "usd"):
+    if (
+        match is None
+        or (match[1] and (match[3] or "usd").lower() != "usd")
+        or not _GROUPED.fullmatch(match[2])
+    ):
         raise ConfigError(f"{text!r} is not a budget", remedy="as in 12.50, $12.50, or 3000000tokens")
     amount = float(match[2].replace(",", "").replace("_", ""))
     if not amount < MOST_BUDGET:
@@ -279,7 +285,7 @@ def _budget_value(text: str) -> BudgetValue:
 
 def _number(text: str, name: str) -> float:
     try:
-        value = float(text.replace(",", "").replace("_", ""))
+        value = float(text.replace(",", "").replace("_", "")) if _GROUPED.fullmatch(text) else math.nan
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
