@@ -25,7 +25,7 @@ from bare import HEADERS, bare_httpx
 from load_side import load_side
 from one_pass import everything_on, questions
 
-from harvester.api.client import Client
+from harvester.api.http.client import Client
 from harvester.api.request_builder import requests
 from harvester.api.types import Request
 from harvester.config.config import HarvestConfig

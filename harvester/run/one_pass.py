@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harvester.api.client import Client
+from harvester.api.http.client import Client
 from harvester.api.joining import join, may_join
 from harvester.api.types import Request
 from harvester.config.config import HarvestConfig

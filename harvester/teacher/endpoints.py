@@ -18,7 +18,7 @@ SOON_S = 0.005
 
 
 class Sender(Protocol):
-    """The part of `api.client.Client` that sends requests."""
+    """The part of `api.http.client.Client` that sends requests."""
 
     async def send(self, request: Request, endpoint: str) -> RawAnswer:
         """Make one attempt at this base URL.

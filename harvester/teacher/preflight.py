@@ -11,8 +11,8 @@ import math
 from typing import Protocol
 
 from harvester.api import model_list
-from harvester.api.client import UNKNOWN_NAME
 from harvester.api.error_body import excerpt
+from harvester.api.http.transport_errors import UNKNOWN_NAME
 from harvester.errors import (
     AttemptTimeout,
     BrokenAnswer,
@@ -28,7 +28,7 @@ LONGEST_PAUSE_S = 30.0
 
 
 class Lister(Protocol):
-    """The part of `api.client.Client` that lists models."""
+    """The part of `api.http.client.Client` that lists models."""
 
     async def models(self, base: str) -> list[str]:
         """Return the models listed at one base URL, empty where there is no list.

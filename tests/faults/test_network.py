@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import trustme
 
-from harvester.api import client
+from harvester.api.http import client
 from harvester.errors import ConfigError
 from harvester.mock_teacher.running import RunningMock, start_in_thread
 from harvester.mock_teacher.settings import MockSettings

@@ -166,7 +166,7 @@ def test_row_46_prompts_are_streamed_whatever_their_size(tmp_path: Path, mock_te
 import asyncio
 from pathlib import Path
 import pyarrow as pa
-from harvester.api import client
+from harvester.api.http import client
 from harvester.run import job
 from harvester.config.overrides import Overrides
 from harvester.run.prepare import prepare

@@ -290,7 +290,7 @@ def test_a_crash_prints_the_traceback_and_not_the_key(tmp_path: Path, mock_teach
     monkeypatch.setenv("CANARY_KEY", CANARY)
     teacher = mock_teacher(require_key_env="CANARY_KEY")
     path = prepared(tmp_path, teacher.base_url, ["What is 1 + 2?"])
-    broken = "import harvester.api.client as c\nc.Client.__aenter__ = lambda self: 1 / 0\n" + LOUD
+    broken = "import harvester.api.http.client as c\nc.Client.__aenter__ = lambda self: 1 / 0\n" + LOUD
     code, places = Loud("run", path, program=broken).end()
     assert code not in {0, 3}
     assert b"ZeroDivisionError" in places["stderr"]

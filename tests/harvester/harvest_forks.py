@@ -19,7 +19,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from harvester.api import client  # noqa: F401 - imported before the first fork
+from harvester.api.http import client  # noqa: F401 - imported before the first fork
 from harvester.run import job, prepare
 from harvester.store.maintain import seal_task
 from harvester.store.shards import seal

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from harvester.api import parse_in_child
-from harvester.api.client import Client
+from harvester.api.http.client import Client
 from harvester.api.request_builder import requests
 from harvester.api.types import Prompt, Request
 from harvester.config.config import HarvestConfig

@@ -14,8 +14,9 @@ from typing import Any, TypeVar
 
 import pytest
 
-from harvester.api import body_memory, parse_in_child, response_format
-from harvester.api.content_encoding import Decoder, EncodingError
+from harvester.api import parse_in_child, response_format
+from harvester.api.http import body_memory
+from harvester.api.http.content_encoding import Decoder, EncodingError
 from harvester.api.http_values import reset_seconds
 from harvester.api.redaction import Redactor
 from harvester.api.replies import completion

@@ -16,9 +16,10 @@ import orjson
 import pytest
 import respx
 
-from harvester.api import client as room
 from harvester.api import model_list
-from harvester.api.client import MAX_BODY_BYTES, USER_AGENT, Client
+from harvester.api.http import client, reply_reader
+from harvester.api.http.client import USER_AGENT, Client
+from harvester.api.http.reply_reader import MAX_BODY_BYTES
 from harvester.api.replies.completion import parse
 from harvester.api.request_builder import requests
 from harvester.api.types import Prompt, RawAnswer
@@ -238,7 +239,7 @@ PIECES = b'data: {"choices":[{"delta":{"content":"4"},"finish_reason":"stop"}]}\
 def test_a_complete_body_whose_framing_has_no_end_is_an_answer(
     reply: bytes, end: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(room, "FRAMING_PATIENCE_S", 0.1)
+    monkeypatch.setattr(client, "FRAMING_PATIENCE_S", 0.1)
     with wire(reply, hang=end == "open", reset=end == "reset") as url:
         answer = send(config(url, deadline_s=5))
     assert parse(answer.body).text == "4"
@@ -259,7 +260,7 @@ def test_a_compressed_answer_is_decoded_and_a_bomb_is_capped(monkeypatch: pytest
     packed = http_reply(gzip.compress(GOOD), {"content-encoding": "gzip"})
     with wire(packed) as url:
         assert send(config(url)).body == GOOD
-    monkeypatch.setattr(room, "MAX_BODY_BYTES", 1 << 20)
+    monkeypatch.setattr(reply_reader, "MAX_BODY_BYTES", 1 << 20)
     bomb = http_reply(gzip.compress(b"0" * (8 << 20)), {"content-encoding": "gzip"})
     with wire(bomb) as url, pytest.raises(PromptRejected, match="larger than 1 MiB"):
         send(config(url))
@@ -353,7 +354,7 @@ def test_cancelled_requests_leave_no_connection_slot_taken(mock_teacher: Callabl
     assert healthy == [200] * 64
 
 
-@pytest.mark.parametrize("size", [10, 3 * room.PIECE_BYTES])
+@pytest.mark.parametrize("size", [10, 3 * client.PIECE_BYTES])
 def test_a_body_has_a_content_length_also_when_sent_in_pieces(size: int) -> None:
     heads: list[bytes] = []
 

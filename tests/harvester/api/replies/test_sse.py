@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harvester.api.client import Client
+from harvester.api.http.client import Client
 from harvester.api.replies.completion import parse
 from harvester.api.request_builder import requests
 from harvester.api.types import Completion, Outcome, Prompt, RawAnswer
