@@ -262,6 +262,22 @@ def read(config: TrainConfig, only: Collection[str] | None = None, *, learns: bo
     return Rows(chosen.samples, held_out, +excluded, lineages, origins, chosen.weights, signal, mixed)
 
 
+def chosen_samples(config: TrainConfig, columns: Sequence[str]) -> Iterator[Sample]:
+    """Yield the answers of the corpus that `[data] where` chooses, of every split.
+
+    Args:
+        columns: that are needed; those of the condition are read, too.
+
+    Raises:
+        StoreError, StoreCorrupt: a shard is missing or damaged.
+    """
+    where = Where.parse(config.data.where).bind(config.corpus) if config.data.where else None
+    wanted = dict.fromkeys(("outcome", *columns, *(where.columns if where else ())))
+    for sample in Corpus.open(config.corpus).samples(list(wanted)):
+        if sample.outcome not in OF_TEXTS and (where is None or where.matches(sample)):
+            yield sample
+
+
 def beyond_decontamination(config: TrainConfig) -> Iterator[str]:
     """Say that more prompts are held out than those against which the corpus was decontaminated."""
     share, drawn = decontaminated_share(config.corpus), config.data.eval_share

@@ -181,7 +181,7 @@ def measure_speed(test: HeldOutTest, student: Any, answers: Answers, adapter: Pa
     price = test.config.evaluate.machine_usd_per_hour
     ours = speed.student_facts(student, timings, in_batches, test.config.base, adapter, price)
     asked = frozenset(held.prompt_id for held in test.held_out)
-    return speed.compared(ours, speed.teacher_facts(test.config.corpus, asked))
+    return speed.compared(ours, speed.teacher_facts(test.config, asked))
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 
-from harvester.store.reader import Corpus
+from trainer.config import TrainConfig
+from trainer.data import dataset
 from trainer.evaluation import intervals
 from trainer.model import four_bit, generate, structure
 
 # Columns of the corpus that say what the teacher took.
-COLUMNS = ("prompt_id", "latency_s", "input_tokens", "output_tokens", "cost_microusd", "outcome")
+COLUMNS = ("prompt_id", "latency_s", "output_tokens", "cost_microusd")
 # Resamples for the intervals of a few timings.
 _RESAMPLES = 1000
 
@@ -121,24 +122,23 @@ def _mean(values: Sequence[float]) -> dict[str, float] | None:
     return intervals.means({"x": values}, _RESAMPLES)["x"] if values else None
 
 
-def teacher_facts(corpus: Path, prompt_ids: frozenset[str]) -> dict[str, Any]:
+def teacher_facts(config: TrainConfig, prompt_ids: frozenset[str]) -> dict[str, Any]:
     """Return what the teacher's stored answers to some prompts took: latency, tokens, dollars.
 
     Latency is that of the last attempt, from sending to the last byte, while the harvest had other requests
     in flight; an idle teacher may be faster. The time to the first token, size and memory of a teacher behind
-    an API are not known.
+    an API are not known. Answers that `[data] where` doesn't choose don't count.
     """
     seconds: list[float] = []
     tokens: list[float] = []
     dollars: list[float] = []
-    for batch in Corpus.open(corpus).batches(COLUMNS):
-        for row in batch.to_pylist():
-            if row["prompt_id"] not in prompt_ids:
-                continue
-            dollars.append(row["cost_microusd"] / 1e6 * 1000)
-            if row["latency_s"] > 0 and row["output_tokens"] > 0:
-                seconds.append(row["latency_s"])
-                tokens.append(float(row["output_tokens"]))
+    for sample in dataset.chosen_samples(config, COLUMNS):
+        if sample.prompt_id not in prompt_ids:
+            continue
+        dollars.append(sample.cost_microusd / 1e6 * 1000)
+        if sample.latency_s > 0 and sample.output_tokens > 0:
+            seconds.append(sample.latency_s)
+            tokens.append(float(sample.output_tokens))
     return {
         "answers": len(dollars),
         "measured": "during the harvest, under its load",

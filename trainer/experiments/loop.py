@@ -12,11 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from harvester.api.types import OF_TEXTS
 from harvester.export.score import candidate_of
 from harvester.quality.held_out import prompt_key
 from harvester.quality.verifiers.verifiers import AnswerVerdict, Verifiers
-from harvester.store.reader import Corpus
 from trainer.data import dataset, row_rules
 from trainer.data.dataset import Rows
 from trainer.errors import DataError
@@ -129,9 +127,7 @@ class Loop:
         """Read the rows of the training split, and the hashes of the prompts that are held out."""
         rows: list[StoredRow] = []
         held_out: set[str] = set()
-        for sample in Corpus.open(self._files.train.corpus).samples(_COLUMNS):
-            if sample.outcome in OF_TEXTS:
-                continue
+        for sample in dataset.chosen_samples(self._files.train, _COLUMNS):
             prompt = prompt_key(sample.messages)
             if row_rules.split_of(sample, prompt, self._files.train.data) != "train":
                 held_out.add(prompt)

@@ -12,9 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harvester.api.types import OF_TEXTS
 from harvester.quality.held_out import prompt_key
-from harvester.store.reader import Corpus
 from trainer.config import TrainConfig
 from trainer.data import dataset, row_rules
 from trainer.errors import ConfigError, DataError
@@ -58,6 +56,8 @@ class PaidRows:
 def read_paid_rows(config: TrainConfig) -> PaidRows:
     """Read keys and costs of the training split, without prompts that are held out too.
 
+    Rows that `[data] where` doesn't choose are no part of it: further ones are bought as those it chooses.
+
     Raises:
         DataError: there is no corpus.
         StoreError, StoreCorrupt: a shard is missing or damaged.
@@ -66,9 +66,7 @@ def read_paid_rows(config: TrainConfig) -> PaidRows:
     costs: dict[str, int] = {}
     keys: dict[str, dict[str, None]] = {}
     held_out: set[str] = set()
-    for sample in Corpus.open(config.corpus).samples(_COLUMNS):
-        if sample.outcome in OF_TEXTS:
-            continue
+    for sample in dataset.chosen_samples(config, _COLUMNS):
         prompt = prompt_key(sample.messages)
         if row_rules.split_of(sample, prompt, config.data) != "train":
             held_out.add(prompt)

@@ -59,6 +59,28 @@ class SeededNoise(LogitsProcessor):  # type: ignore[misc]
         return with_noise(scores, self._draws)
 
 
+class KnownTokens(LogitsProcessor):  # type: ignore[misc]
+    """Let no token be chosen that the tokenizer doesn't have.
+
+    Args:
+        count: tokens that it has.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return the logits of the next tokens, [rows, vocabulary], -inf for those it doesn't have."""
+        return of_known_tokens(scores, self._count)
+
+
+def of_known_tokens(scores: torch.Tensor, count: int) -> torch.Tensor:
+    """Return logits [rows, vocabulary] with -inf from token `count` on; as they are where it is 0."""
+    if not 0 < count < scores.shape[1]:
+        return scores
+    return torch.cat([scores[:, :count], torch.full_like(scores[:, count:], -torch.inf)], dim=1)
+
+
 def generator_of(seed: int) -> torch.Generator:
     """Return the random numbers of one sample."""
     return torch.Generator().manual_seed(seed)
@@ -85,6 +107,7 @@ class Limits:
         positions: tokens that the student can read, prompt and answer together; an answer that reaches them
             is cut. 0: no limit.
         other_stops: further tokens that end an answer.
+        tokens: that the tokenizer has; no other one is chosen. Many bases embed some more. 0: any is.
     """
 
     stop_id: int
@@ -94,6 +117,7 @@ class Limits:
     expected: Sequence[int] = ()
     positions: int = 0
     other_stops: Sequence[int] = ()
+    tokens: int = 0
 
     @property
     def stops(self) -> tuple[int, ...]:
@@ -173,6 +197,15 @@ class _Work:
     def pad_id(self) -> int:
         return self.limits.stop_id if self.limits.pad_id is None else self.limits.pad_id
 
+    def processors(self, numbers: Sequence[int]) -> list[LogitsProcessor]:
+        """Return what changes the logits of the next tokens of some prompts."""
+        made: list[LogitsProcessor] = []
+        if self.seeds is not None:
+            made.append(SeededNoise([self.seeds[number] for number in numbers]))
+        if self.limits.tokens:
+            made.append(KnownTokens(self.limits.tokens))
+        return made
+
     def halved(self, numbers: Sequence[int], rows: int) -> int:
         """Return how many prompts are answered together after memory ran out.
 
@@ -231,8 +264,7 @@ def _answer_alone(model: Any, work: _Work, mode: GenerationMode) -> None:
         if most <= 0:
             work.answers[number] = Answer((), is_cut=True)
         else:
-            noise = None if work.seeds is None else SeededNoise([work.seeds[number]])
-            rows = _generate_batch(model, [prompt], _settings(work, mode, most), noise)
+            rows = _generate_batch(model, [prompt], _settings(work, mode, most), work.processors([number]))
             if rows is None:
                 work.halved([number], 1)  # refuses: a single prompt does not fit
             else:
@@ -341,9 +373,9 @@ class _Rows:
 
     def _chosen(self, logits: torch.Tensor, first: int) -> torch.Tensor:
         """Choose the next token of each row from `first` on, and note it on the host."""
-        scores = with_noise(logits, self._draws[first:]) if self._draws else logits.float()
-        chosen = scores.argmax(dim=-1)
         limits = self._work.limits
+        scores = with_noise(logits, self._draws[first:]) if self._draws else logits.float()
+        chosen = of_known_tokens(scores, limits.tokens).argmax(dim=-1)
         for place, token in enumerate(chosen.tolist(), first):
             number, tokens = self.numbers[place], self._tokens[place]
             self._ages[place] += 1
@@ -358,14 +390,13 @@ class _Rows:
 def _answer_in_batches(model: Any, work: _Work, mode: GenerationMode) -> None:
     """Answer all prompts in batches that each last as long as their longest answer."""
     settings = _settings(work, mode, work.limits.max_new_tokens)
-    prompts, seeds = work.prompts, work.seeds
+    prompts = work.prompts
     by_length = sorted(work.together, key=lambda i: len(prompts[i]))
     batch = work.limits.batch
     while len(work.answers) < len(by_length):
         numbers = by_length[len(work.answers) : len(work.answers) + batch]
         numbers = numbers[: mode.batch([len(prompts[i]) for i in numbers])]
-        noise = None if seeds is None else SeededNoise([seeds[i] for i in numbers])
-        rows = _generate_batch(model, [prompts[i] for i in numbers], settings, noise)
+        rows = _generate_batch(model, [prompts[i] for i in numbers], settings, work.processors(numbers))
         if rows is None:
             batch = work.halved(numbers, len(numbers))
             continue
@@ -397,7 +428,7 @@ def _generate_batch(
     model: Any,
     prompts: Sequence[Sequence[int]],
     settings: GenerationConfig,
-    noise: SeededNoise | None = None,
+    processors: Sequence[LogitsProcessor],
 ) -> list[list[int]] | None:
     """Return the new ids of each prompt, or None when memory ran out."""
     device = next(model.parameters()).device
@@ -407,7 +438,7 @@ def _generate_batch(
             input_ids=ids.to(device),
             attention_mask=mask.to(device),
             generation_config=settings,
-            logits_processor=LogitsProcessorList([noise] if noise is not None else []),
+            logits_processor=LogitsProcessorList(processors),
         )
     except Exception as error:
         if not is_out_of_memory(error):

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from harvester.config.config import load as load_harvest
 from harvester.store.reader import Corpus
 from harvester.system import failpoints
 from harvester.system.files import sha256_of
@@ -109,6 +110,7 @@ class OnPolicy:
             )
         self._folder = files.folder / "runs" / self._key()[:16]
         self._harvests = Harvests(files)
+        self._teacher_id = load_harvest(files.harvest).teacher.teacher_id
         self._student = OnPolicyStudent(self._config, self._renderer, files.start)
         self._rounds: list[dict[str, Any]] = []
         self._measured: list[dict[str, Any]] = []
@@ -268,7 +270,8 @@ class OnPolicy:
         corpus = Corpus.open(self._files.train.corpus)
         self._require_permission(corpus)
         table = None if self._settings.top_logprobs is None else TokenTable()
-        by_text = read_scores(corpus, [text for text in texts if text is not None], table)
+        sent = [text for text in texts if text is not None]
+        by_text = read_scores(corpus, sent, self._teacher_id, table)
         scores = [None if text is None else by_text.get(text.asked) for text in texts]
         stop = self._renderer.chat_shape.stop_id
         examples, groups = [], []

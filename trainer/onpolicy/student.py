@@ -15,6 +15,7 @@ import peft
 import torch
 from safetensors.torch import load_file
 
+from harvester.system.token_bytes import token_bytes
 from trainer.config import TrainConfig
 from trainer.data.chat_template import Example, Renderer
 from trainer.data.packing import pack
@@ -96,6 +97,7 @@ class OnPolicyStudent:
             batch=self._config.evaluate.batch,
             pad_id=self._renderer.tokenizer.pad_token_id,
             positions=self_test.position_limit(self._config.base),
+            tokens=len(token_bytes(self._renderer.tokenizer)),
         )
         with attention_for_generation(self.model), torch.compiler.set_stance("force_eager"):
             return generate(self.model, prompts, limits, seeds=seeds, on_done=on_done, on_note=on_note)

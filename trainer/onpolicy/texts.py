@@ -23,7 +23,7 @@ from trainer.experiments.pool import PoolPrompt
 from trainer.model.generate import Answer
 from trainer.onpolicy.groups import Groups, TeacherToken, group, unscored
 
-SCORED_COLUMNS = ("outcome", "request_json", "logprobs")
+SCORED_COLUMNS = ("outcome", "teacher_id", "request_json", "logprobs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,13 +141,14 @@ class Scored:
 
 
 def read_scores(
-    corpus: Corpus, texts: Sequence[TextToScore], table: TokenTable | None = None
+    corpus: Corpus, texts: Sequence[TextToScore], teacher_id: str, table: TokenTable | None = None
 ) -> dict[str, Scored]:
-    """Return what the store holds of these texts, by `TextToScore.asked`.
+    """Return what a teacher says of these texts in the store, by `TextToScore.asked`.
 
     Log-probabilities are as shards hold them (float16), sealed or not, so that sealing changes nothing.
 
     Args:
+        teacher_id: of the teacher. A store may hold what others say of the same texts.
         table: takes the teacher's tokens; None: the likeliest tokens are not read. With a table only replies
             to requests for several of them count.
 
@@ -157,7 +158,8 @@ def read_scores(
     wanted = {text.asked for text in texts}
     scores: dict[str, Scored] = {}
     for batch in corpus.batches(SCORED_COLUMNS):
-        scored = batch.filter(pc.equal(batch.column("outcome"), Outcome.SCORED.value))
+        is_scored = pc.equal(batch.column("outcome"), Outcome.SCORED.value)
+        scored = batch.filter(pc.and_(is_scored, pc.equal(batch.column("teacher_id"), teacher_id)))
         asked_at: dict[int, str] = {}
         for at, request in enumerate(scored.column("request_json").to_pylist()):
             body = json.loads(request)

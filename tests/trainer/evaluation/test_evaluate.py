@@ -180,7 +180,14 @@ def test_the_students_cost_is_measured_next_to_the_teachers(run_trainer, trained
     set_evaluate(trained, "machine_usd_per_hour = 3.6\nspeed_prompts = 3")
     rows = tiny.skill(40, held_out=10)
     priced = [replace(r, latency_s=2.0, output_tokens=8, cost_microusd=500) for r in rows]
-    tiny.corpus(trained.parent / "store", priced)
+    # Of another teacher in the same store.
+    dear = [
+        replace(r, key=f"{900 + n:064x}", latency_s=9.0, output_tokens=9, cost_microusd=9000, tags=("other",))
+        for n, r in enumerate(rows)
+    ]
+    tiny.corpus(trained.parent / "store", [*priced, *dear])
+    text = trained.read_text()
+    trained.write_text(text.replace("[data]", '[data]\nwhere = {not = {tags = "other"}}'))
     speed = scored(run_trainer, trained)["speed"]
     student, teacher = speed["student"], speed["teacher"]
     assert (teacher["answers"], teacher["answer_s"]["value"], teacher["tokens_per_s"]["value"]) == (10, 2, 4)

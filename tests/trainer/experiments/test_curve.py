@@ -331,6 +331,21 @@ def test_held_out_prompts_are_in_no_subset(tmp_path):
     assert plan.subsets[0][-1] == {row.key for row in rows[:20]}
 
 
+def test_rows_that_where_leaves_out_are_neither_counted_nor_paid(tmp_path):
+    rows = [replace(row, cost_microusd=100) for row in tiny.skill(20, held_out=5)]
+    others = [
+        replace(row, key=f"{900 + number:064x}", cost_microusd=9000, tags=("other",))
+        for number, row in enumerate(rows)
+    ]
+    tiny.train_toml(tmp_path, [*rows, *others])
+    toml = (tmp_path / "train.toml").read_text()
+    (tmp_path / "train.toml").write_text(toml.replace("[data]", '[data]\nwhere = {not = {tags = "other"}}'))
+    plan = plan_curve(*load_curve(curve_toml(tmp_path, rows=[2, 5, 10, 20])))
+    assert [len(of) for of in plan.subsets[0]] == [2, 5, 10, 20]
+    assert plan.subsets[0][-1] == {row.key for row in rows[:20]}
+    assert plan.paid.dollars_per_row == pytest.approx(1e-4)
+
+
 @pytest.mark.parametrize(
     ("low", "shown"),
     [(0.000001, "+0.0001 points"), (0.0, "+0.00 to"), (-0.02, "-2.00 to +5.00"), (0.012, "+1.20 to +5.00")],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trainer.data.chat_template import Example
-from trainer.model import self_test
+from trainer.model import generation_mode, self_test
 from trainer.model.generate import Limits, SeededNoise, generate
 from trainer.training.forward import token_scores
 
@@ -41,6 +42,30 @@ def test_a_sample_does_not_depend_on_its_batch(student, prompts):
     ]
     assert together == alone
     assert generate(student, prompts, limits, seeds=[8, 9, 10]) != together
+
+
+@pytest.mark.parametrize("modes", [0, 1], ids=["refilling", "whole batches"])
+def test_no_token_is_sampled_that_the_tokenizer_does_not_have(prompts, monkeypatch, modes):
+    """Bases embed more tokens than their tokenizers have; the bytes of these are not known."""
+    student = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32).eval()
+    known = student.get_input_embeddings().weight.shape[0]
+    limits = Limits(stop_id=2, max_new_tokens=40, batch=3, pad_id=0)
+    sampled = {
+        token for answer in generate(student, prompts, limits, seeds=[5, 6, 7]) for token in answer.ids
+    }
+    student.resize_token_embeddings(known + len(sampled), mean_resizing=False)
+    with torch.no_grad():
+        rows = student.get_output_embeddings().weight
+        rows[known:] = rows[sorted(sampled)]
+    monkeypatch.setattr(generation_mode, "MODES", generation_mode.MODES[modes:])
+    for positions in (0, max(map(len, prompts)) + 40):  # and one by one, where positions end
+        every = replace(limits, positions=positions)
+        for seeds in ([5, 6, 7], None):
+            unbounded = generate(student, prompts, every, seeds=seeds)
+            answers = generate(student, prompts, replace(every, tokens=known), seeds=seeds)
+            assert max(token for answer in answers for token in answer.ids) < known
+            if seeds:
+                assert max(token for answer in unbounded for token in answer.ids) >= known
 
 
 def test_noise_makes_samples_of_the_softmax():

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from harvester.quality.verifiers.verifiers import Candidate
-from tests.trainer import tiny
+from harvester.store.reader import Corpus
+from tests.trainer import teacher_logprobs, tiny
 from trainer.data.chat_template import Renderer
 from trainer.data.student_tokens import StudentTokens
+from trainer.data.teacher_tokens import TokenTable
 from trainer.experiments.pool import PoolPrompt
 from trainer.model.generate import Answer
 from trainer.onpolicy.groups import UNSCORED
-from trainer.onpolicy.texts import Scored, TeacherTemplate, groups_of, text_to_score
+from trainer.onpolicy.texts import Scored, TeacherTemplate, groups_of, read_scores, text_to_score
 
 LLAMA = (
     "{% for m in messages %}<s>{{ m['role'] }}: {{ m['content'] }}</s>{% endfor %}"
@@ -100,6 +104,35 @@ def test_an_empty_answer_is_scored_by_its_end(student, template):
         Answer((), False), text, Scored(((text.before, None), (b"</s>", -3.0))), StudentTokens(student)
     )
     assert groups.teacher.tolist() == [-3.0]
+
+
+@pytest.mark.parametrize("listed", [0, 5])
+def test_scores_of_another_teacher_in_the_store_are_not_taken(student, template, tmp_path, listed):
+    """As where a second teacher is tried: at first it scores the same answers."""
+    text = made(student, template, answer_of(student, "hi"))
+    request = json.dumps({"prompt": text.asked, "prompt_logprobs": listed})
+    corpus = tiny.corpus(
+        tmp_path,
+        [
+            tiny.sample(
+                number,
+                "",
+                None,
+                outcome="scored",
+                teacher_id=teacher,
+                request_json=request,
+                logprobs=[teacher_logprobs.entry(b"hi", -number, [(b"hi", -number)] * bool(listed))],
+            )
+            for number, teacher in enumerate(["http://a/v1|m", "http://b/v1|m", "http://c/v1|m"], 1)
+        ],
+    )
+    for number, teacher in ((1, "http://a/v1|m"), (2, "http://b/v1|m")):
+        table = TokenTable() if listed else None
+        scores = read_scores(Corpus.open(corpus), [text], teacher, table)
+        assert scores[text.asked].tokens == ((b"hi", -float(number)),)
+        if listed:
+            assert scores[text.asked].listed.log_probs.tolist() == [[-float(number)] * 2]
+    assert read_scores(Corpus.open(corpus), [text], "http://d/v1|m", None) == {}
 
 
 def test_prompts_with_the_teachers_special_tokens_are_left_out(template):
