@@ -19,8 +19,10 @@ from load_side import MODEL
 from harvester.api.request_builder import requests
 from harvester.api.types import Prompt
 from harvester.config.config import HarvestConfig
+from harvester.observe.counters import PassLimits, Snapshot
 from harvester.run.background.canary_store import CanaryStore
-from harvester.run.one_pass import PassLimits, PassSetup, Snapshot, make_pass
+from harvester.run.one_pass import make_pass
+from harvester.run.pass_parts import PassSetup
 from harvester.store.journal.group_commit import GroupCommit
 from harvester.store.journal.journal import Journal
 from harvester.store.journal.records import RunRecord

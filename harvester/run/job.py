@@ -43,8 +43,9 @@ from harvester.run.control import server
 from harvester.run.control.settings import RunControl, RuntimeSettings
 from harvester.run.endings import Stop, Summary
 from harvester.run.in_flight import RE_ASKED
-from harvester.run.one_pass import PassSetup, make_pass
+from harvester.run.one_pass import make_pass
 from harvester.run.operator import OperatorCommands, StoredPauses
+from harvester.run.pass_parts import PassSetup
 from harvester.run.prepare import Prepared, require_still_permitted
 from harvester.run.retry import reopen_rows
 from harvester.run.shared_answers import copy_shared

@@ -15,7 +15,9 @@ from harvester.api.types import Prompt
 from harvester.config.config import HarvestConfig
 from harvester.errors import PromptError, TeacherRefused
 from harvester.mock_teacher.running import RunningMock
-from harvester.run.one_pass import CHUNK, PassLimits, PassResult, PassSetup, Snapshot, make_pass
+from harvester.observe.counters import PassLimits, PassResult, Snapshot
+from harvester.run.one_pass import CHUNK, make_pass
+from harvester.run.pass_parts import PassSetup
 from harvester.store.journal.group_commit import GroupCommit
 from harvester.store.journal.journal import Journal
 from harvester.store.journal.records import RunRecord

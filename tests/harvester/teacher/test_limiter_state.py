@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harvester.mock_teacher.running import RunningMock
-from harvester.run.one_pass import PassLimits
+from harvester.observe.counters import PassLimits
 from harvester.store.journal.checksums import updating_checksum
 from harvester.store.journal.journal import Journal
 from harvester.teacher.limiter.bucket import Bucket
