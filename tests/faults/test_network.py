@@ -87,7 +87,9 @@ def test_row_30_a_full_backlog_times_out_and_is_surely_not_billed(tmp_path: Path
             plug.setblocking(False)
             plug.connect_ex(hole.getsockname())
         url = f"http://127.0.0.1:{hole.getsockname()[1]}/v1"
-        ended = run_harvest(mock, tmp_path, teacher={"base_url": url}, run={"connect_timeout_s": 0.2})
+        ended = run_harvest(
+            mock, tmp_path, teacher={"base_url": url}, run={"connect_timeout_s": 0.2, "patience_s": 5}
+        )
         assert (ended.exit_code, ended.totals.possibly_billed) == (10, 0)
         assert "no connection within connect_timeout_s" in ended.output
         # One replica that is a black hole holds nobody up, and costs no row an attempt.
@@ -268,8 +270,12 @@ def test_row_38_a_kept_connection_that_the_teacher_closed_costs_no_attempt(tmp_p
 
 def test_row_29_the_system_error_of_a_connection_is_shown(mock: RunningMock, tmp_path: Path) -> None:
     with refusing_port() as port:
-        gone = run_harvest(mock, tmp_path, teacher={"base_url": f"http://127.0.0.1:{port}/v1"})
-        both = run_harvest(mock, tmp_path, teacher={"base_url": f"http://localhost:{port}/v1"})
+        gone, both = (
+            run_harvest(
+                mock, tmp_path, teacher={"base_url": f"http://{host}:{port}/v1"}, run={"patience_s": 5}
+            )
+            for host in ("127.0.0.1", "localhost")
+        )
     assert gone.exit_code == 10
     assert "can't connect: connection refused; is it running" in gone.output
     assert "connection refused" in both.output.lower()

@@ -17,6 +17,7 @@ from tests.faults.bench import POISON, run_harvest
 from tests.tiers import rest_is_slow
 
 FOR_EVER = 10**6
+SOON = {"run": {"patience_s": 60}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,7 @@ ROWS = [
     retried(9, asks(a_date(2))),
     *(retried(9, asks(value, name)) for value, name in (("1", "retry-after"), ("300", "retry-after-ms"))),
     *(retried(10, asks(value)) for value in ("0", "-5", "nan", "soon", "Tue, 01 Jan 1980 00:00:00 GMT")),
-    Row(10, asks("7200"), exit_code=10, answers=-1, billed=-1, says="Retry-After"),
+    Row(10, asks("7200"), exit_code=10, answers=-1, billed=-1, says="Retry-After", parts=SOON),
     retried(11, asks(None)),
     retried(12, status(12, 429, "slow_down")),
     *(
@@ -164,9 +165,9 @@ ROWS = [
         {"action": "drip", "bytes": 1, "interval_s": 0.2},
         billed=4,
         lost=1,
-        parts={"run": {"deadline_s": 1}},
+        parts={"run": {"deadline_s": 2}},
     ),
-    retried(32, {"action": "silence"}, billed=4, lost=1, parts={"run": {"deadline_s": 1}}),
+    retried(32, {"action": "silence"}, billed=4, lost=1, parts={"run": {"deadline_s": 2}}),
     # The deadline leaves a busy machine the time to read 32 MiB.
     dead(33, {"action": "gzip_bomb"}, "larger than", billed=3, lost=1, parts={"run": {"deadline_s": 60}}),
     dead(
@@ -199,7 +200,7 @@ ROWS = [
 
 # More values that take the path of a row above.
 SLOW_ROWS = [
-    Row(10, asks(value), exit_code=10, answers=-1, billed=-1, says="Retry-After")
+    Row(10, asks(value), exit_code=10, answers=-1, billed=-1, says="Retry-After", parts=SOON)
     for value in ("1e99", a_date(7200))
 ]
 
