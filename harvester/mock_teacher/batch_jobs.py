@@ -90,12 +90,15 @@ class BatchJob:
 
     async def _answer_line(self, line: dict[str, Any], settings: BatchSettings, answer: AnswerLine) -> None:
         number = self.answered
+        body: dict[str, Any]
         if settings.error_every and number % settings.error_every == 0:
             error = {"message": "The mock teacher fails this line.", "type": "mock_error", "code": None}
             error["code"] = settings.error_code or None
             status, body = settings.error_status, {"error": error}
         else:
             status, body = await answer(orjson.dumps(line["body"]))
+            if settings.model_every and number % settings.model_every == 0 and status == 200:
+                body["model"] = "mock-teacher-2"
         if settings.missing_every and number % settings.missing_every == 0:
             return
         response = {"status_code": status, "request_id": f"req_{number}", "body": body}

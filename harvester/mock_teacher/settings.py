@@ -28,6 +28,7 @@ class BatchSettings:
         duplicate_every: write every k-th answered line twice; 0 for none.
         error_every, error_status, error_code: let every k-th line fail, unbilled.
         missing_every: leave every k-th line out of both files, although it is billed.
+        model_every: let every k-th answer name another model.
         results_kept_s: seconds after its end at which result files are deleted; None keeps them.
         max_requests, max_bytes: bounds of a file; more is refused.
         max_enqueued: most lines in batches that have not ended; one more batch fails its validation.
@@ -46,6 +47,7 @@ class BatchSettings:
     error_status: int = 500
     error_code: str = ""
     missing_every: int = 0
+    model_every: int = 0
     results_kept_s: float | None = None
     max_requests: int = 50_000
     max_bytes: int = 200_000_000

@@ -183,7 +183,10 @@ class Worker:
                 self.ending.park(Parked(0.0, why))
 
         self.writer.submit(record, stored)
-        self.served_models.note(answered.completion, request.prompt.id)
+        try:
+            self.served_models.note(answered.completion, request.prompt.id)
+        except (Parked, HarvesterError) as reason:  # the rest of the batch is paid, and is taken in
+            self.ending.stop_for(reason)
 
     async def _rest_of(self, request: Request, choices: Choices) -> list[Request]:
         """Return the requests for the rows without an answer: those of broken choices alone."""

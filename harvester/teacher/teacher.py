@@ -302,6 +302,8 @@ class Teacher:
             while (answer := self._try_to_reserve(amounts, answers)) is not Reservation.GRANTED:
                 if answer is Reservation.NEVER:
                     raise self._used_up(amounts, answers)
+                if self.endpoints.draining.is_set():  # also set before: then nothing may wake this one
+                    raise NotSent
                 changed.clear()
                 await changed.wait()
                 if self.endpoints.draining.is_set():

@@ -331,13 +331,13 @@ class BatchTransport:
         A run that sends no batches looks at each earlier one once.
         """
         while not self._context.ending.draining.is_set():
+            self._changed.clear()  # before the step: what changes meanwhile, also a drain, ends the wait
             await self.step()
             if not (self._open or self._unconfirmed or self._again or self._rows):
                 return
             if not self.sends_batches and self._looks and not self._again and not self._unconfirmed:
                 return
             if not self._again or self._must_wait_for_others:
-                self._changed.clear()
                 await self._changed.wait()
         self._drop(self._rows)
         self._rows = []

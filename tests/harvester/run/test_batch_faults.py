@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from harvester.mock_teacher.settings import BatchSettings
+from harvester.run.control import client
 from harvester.store.journal.journal import Journal
 from tests.harvester.run.batch_bench import (
     HOUR,
@@ -234,5 +238,33 @@ def test_a_provider_that_takes_no_batches_for_now_parks_the_run(mock_teacher, tm
     faults = [{"action": "status", "status": 429, "on": "upload", "retry_after": 9}]
     ended = harvest(mock, tmp_path, sums(ROWS), faults, run={"patience_s": 5})
     assert (ended.exit_code, ended.fired, waiting(ended.store).rows) == (10, 1, 0)
+    assert harvest(mock, tmp_path, sums(ROWS)).exit_code == 0
+    require_whole(ended.store, mock, ROWS)
+
+
+def test_another_model_in_a_batch_parks_a_strict_run_and_loses_no_line_of_it(mock_teacher, tmp_path: Path):
+    """The whole batch is paid: its other lines are taken in, too."""
+    mock = mock_teacher(batches=BatchSettings(model_every=4))
+    ended = harvest(mock, tmp_path, sums(ROWS), run={"strict_model": True}, api={"max_requests": 6})
+    assert (ended.exit_code, "another teacher answers now" in ended.output) == (10, True)
+    assert ended.totals.answers == 6
+    again = harvest(mock, tmp_path, sums(ROWS), run={"strict_model": True})
+    assert (again.exit_code, again.totals.answers, again.billed["requests"]) == (10, ROWS, 0)
+    require_whole(ended.store, mock, ROWS)
+
+
+def test_a_run_that_is_stopped_while_its_last_batch_is_sent_ends(mock_teacher, tmp_path: Path):
+    mock = mock_teacher()
+    asked: list[threading.Thread] = []
+
+    def watch(_: Mapping[str, Any]) -> None:
+        if not asked and mock.batches()["served"].get("create"):
+            stop = threading.Thread(target=client.ask, args=(tmp_path / "store", "stop"), daemon=True)
+            asked.append(stop)
+            stop.start()
+
+    faults = [{"action": "silence", "on": "create", "nth": 1}]
+    ended = harvest(mock, tmp_path, sums(ROWS), faults, watch=watch, run={"grace_s": 1})
+    assert (ended.exit_code, ended.fired, len(asked)) == (10, 1, 1)
     assert harvest(mock, tmp_path, sums(ROWS)).exit_code == 0
     require_whole(ended.store, mock, ROWS)
