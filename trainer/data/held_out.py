@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from harvester.api.types import Outcome
 from harvester.export.score import candidate_of
+from harvester.quality.held_out import prompt_key
 from harvester.quality.verifiers.verifiers import Candidate
 from harvester.store.shards.schema import Sample
 from trainer.config import DataSection, TrainConfig
@@ -48,21 +49,25 @@ def prompts_of_samples(
 ) -> tuple[HeldOut, ...]:
     """Return the held-out prompts among samples, each with all of the teacher's answers.
 
+    A prompt is known by its id and its content: a store may hold two prompts of one id, of two harvests with
+    ids of their own, or asked under another system prompt later.
+
     Args:
         samples: in order of prompt id, sample number and key. splits: of each.
     """
-    prompts: dict[str, HeldOut] = {}
-    candidates: dict[str, list[Candidate]] = {}
+    prompts: dict[tuple[str, str], HeldOut] = {}
+    candidates: dict[tuple[str, str], list[Candidate]] = {}
     for sample, split in zip(samples, splits, strict=True):
         if split == "train" or not has_text_only(sample):
             continue
-        candidates.setdefault(sample.prompt_id, []).append(candidate_of(sample))
-        if sample.prompt_id in prompts:
+        known_by = (sample.prompt_id, prompt_key(sample.messages))
+        candidates.setdefault(known_by, []).append(candidate_of(sample))
+        if known_by in prompts:
             continue
         task = sample.metadata.get("task")
         is_usable = not exclusion_reason(sample, data)
         is_whole = is_usable and sample.outcome == Outcome.OK
-        prompts[sample.prompt_id] = HeldOut(
+        prompts[known_by] = HeldOut(
             sample.prompt_id,
             conversation_of(sample),
             sample.reference,
@@ -72,9 +77,7 @@ def prompts_of_samples(
             answer_of(sample, data) if is_whole else None,
             reasoning_of(sample, data) if is_whole else None,
         )
-    return tuple(
-        replace(held, candidates=tuple(candidates[prompt_id])) for prompt_id, held in prompts.items()
-    )
+    return tuple(replace(held, candidates=tuple(candidates[known_by])) for known_by, held in prompts.items())
 
 
 def held_out_examples(

@@ -106,10 +106,10 @@ def judge_answers(
 def teacher_pass(held_out: Sequence[HeldOut], split: str, verifiers: Verifiers) -> dict[str, Any]:
     """Return by task how many of all the teacher's answers pass, and pass@1 and pass@n: see `TaskTally`."""
     tasks: dict[str, TaskTally] = {}
-    for held in held_out:
+    for number, held in enumerate(held_out):
         if held.split != split:
             continue
         tally = tasks.setdefault(held.task, TaskTally())
         for candidate in held.candidates:
-            tally.add(held.prompt_id, verifiers.judge(candidate))
+            tally.add(str(number), verifiers.judge(candidate))
     return {task: tally.facts() for task, tally in sorted(tasks.items())}

@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,8 @@ from trainer.data.chat_template import Renderer
 from trainer.data.tokens import builder, corpus_rows
 from trainer.errors import DataError
 from trainer.evaluation import evaluate, evaluated_rows
+from trainer.evaluation.judging import teacher_pass, verifiers_of
+from trainer.evaluation.text_scores import repeats
 from trainer.model import model
 from trainer.training.inputs import read_inputs
 
@@ -37,7 +40,18 @@ def several_answers() -> list[object]:
     ]
     broken = replace(held[0], key=f"{600:064x}", sample_index=2, completion=None, outcome="empty")
     tagged = [replace(row, tags=["a", "b"][: n % 3]) for n, row in enumerate(held)]
-    return [*again, *(row for row in rows if row not in held), broken, *tagged]
+    return [*again, *(row for row in rows if row not in held), broken, *tagged, *other_contents(held)]
+
+
+def other_contents(held: list[Any]) -> list[Any]:
+    """Prompts with the ids of others: asked under another system prompt, or of another file of prompts."""
+    system = {"role": "system", "content": "Be brief."}
+    briefly = [
+        replace(row, key=f"{800 + n:064x}", messages=[system, *row.messages], completion=f"{n}")
+        for n, row in enumerate(held[:3])
+    ]
+    other = tiny.sample(850, "backwards: of another file", "x", metadata_json=held[0].metadata_json)
+    return [*briefly, replace(other, prompt_id=held[0].prompt_id)]
 
 
 def test_a_scorecard_from_the_store_equals_one_made_in_memory(learned, tmp_path, monkeypatch):
@@ -90,6 +104,25 @@ def test_without_held_out_answers_the_longest_learned_one_decides_the_limit(tmp_
         found.append((sorted(read.taught()), limit, [h.prompt_id for h in read.held_out]))
     assert found[0] == found[1]
     assert found[0][1] > evaluate.MIN_NEW_TOKENS
+
+
+def test_prompts_of_one_id_are_held_out_each_with_its_own_answers(tmp_path):
+    rows = tiny.skill(20, held_out=6)
+    repeated = [replace(row, key=f"{500 + n:064x}", sample_index=1) for n, row in enumerate(rows[20:])]
+    others = other_contents(rows[20:])
+    config = settings.load(tiny.train_toml(tmp_path, [*rows, *repeated, *others]))
+    held_out = dataset.read(config).held_out
+    asked = {
+        json.dumps([dict(m) for m in held.conversation.messages]): [c.text for c in held.candidates]
+        for held in held_out
+    }
+    expected = {json.dumps(row.messages): [row.completion] for row in others}
+    expected |= {json.dumps(row.messages): [row.completion] * 2 for row in rows[20:]}
+    assert asked == expected
+    assert len(held_out) == 10
+    tally = teacher_pass(held_out, "held_out", verifiers_of(config, held_out))["reverse"]
+    assert tally["prompts"] == 10
+    assert set(repeats(held_out)) == {None, *(row.completion for row in rows[20:])}
 
 
 @pytest.mark.parametrize("few_rows", [0, 1000])

@@ -22,6 +22,7 @@ from trainer.data.held_out import HeldOut, prompts_of_samples
 from trainer.data.tokens.held_out_texts import HeldOutTexts
 from trainer.data.tokens.part_reader import PartReader, RowNumbers
 from trainer.data.tokens.row_record import RowFlag
+from trainer.data.tokens.selection import ids_and_contents
 from trainer.data.tokens.stored_rows import StoredRows
 from trainer.errors import DataError
 
@@ -164,8 +165,8 @@ def held_out_prompts(config: TrainConfig, rows: StoredRows, folder: Path) -> Seq
     numbers = np.flatnonzero((reader.column("flags") & is_held_out) == is_held_out).astype(np.uint32)
     if not len(numbers) and not len(rows.held_out_rows):
         return ()
-    # The place of each row's prompt among the held-out ones, by the hashes of prompt ids.
-    ids, firsts = reader.gather(numbers, "id"), reader.gather(rows.held_out_rows, "id")
+    # The place of each row's prompt among the held-out ones, by the hashes of its id and content.
+    ids, firsts = (ids_and_contents(reader, each) for each in (numbers, rows.held_out_rows))
     by_id = np.argsort(firsts, kind="stable")
     found = np.minimum(np.searchsorted(firsts[by_id], ids), max(len(firsts) - 1, 0))
     if not len(firsts) or (firsts[by_id][found] != ids).any():

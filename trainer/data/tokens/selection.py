@@ -21,7 +21,7 @@ from trainer.config import DataSection
 from trainer.data import answers
 from trainer.data.tokens.part_reader import PartReader, RowNumbers
 from trainer.data.tokens.row_order import sorted_rows
-from trainer.data.tokens.row_record import RowFlag, has
+from trainer.data.tokens.row_record import RECORD, RowFlag, has
 
 _VERDICTS = tuple(AnswerVerdict)
 
@@ -34,7 +34,7 @@ class Selection:
         chosen: rows to learn, those too long included.
         weights: [chosen] of the rows in the loss; None: all count alike.
         respelled: [chosen] whether the prompt is a held-out one in another spelling.
-        held_out: the first row of each held-out prompt that is text.
+        held_out: the first row of each held-out prompt that is text; prompts are known by id and content.
         excluded: rows in neither part, by reason.
     """
 
@@ -68,7 +68,7 @@ def select(reader: PartReader, data: DataSection, only: npt.NDArray[np.bool_] | 
     chosen = chosen[~shared]
     is_text = (flags & (RowFlag.HELD_OUT | RowFlag.TEXT)) == (RowFlag.HELD_OUT | RowFlag.TEXT)
     held_out = order[is_text[order]]
-    held_out = held_out[_is_first_of_id(reader, held_out)]
+    held_out = held_out[_is_first_of_prompt(reader, held_out)]
     del order, flags, is_candidate, is_text
     weights = None
     if answers.compares_answers(data) and len(chosen):
@@ -130,12 +130,18 @@ def _shared(reader: PartReader, rows: RowNumbers) -> npt.NDArray[np.bool_]:
     return is_shared
 
 
-def _is_first_of_id(reader: PartReader, rows: RowNumbers) -> npt.NDArray[np.bool_]:
-    """Return which of the sorted rows is the first with its prompt id."""
-    ids = reader.gather(rows, "id")
-    is_first = np.ones(len(rows), dtype=bool)
-    is_first[1:] = ids[1:] != ids[:-1]
+def _is_first_of_prompt(reader: PartReader, rows: RowNumbers) -> npt.NDArray[np.bool_]:
+    """Return which of the sorted rows is the first of its prompt."""
+    is_first = np.zeros(len(rows), dtype=bool)
+    is_first[np.unique(ids_and_contents(reader, rows), return_index=True)[1]] = True
     return is_first
+
+
+def ids_and_contents(reader: PartReader, rows: RowNumbers) -> npt.NDArray[Any]:
+    """Return what held-out prompts are known by: [rows] bytes, hashes of prompt id and content."""
+    joined = np.empty((len(rows), 2), dtype=RECORD["id"])
+    joined[:, 0], joined[:, 1] = reader.gather(rows, "id"), reader.gather(rows, "prompt")
+    return joined.view(f"S{2 * RECORD['id'].itemsize}")[:, 0]
 
 
 def _respelled(reader: PartReader, chosen: RowNumbers, held_out: RowNumbers) -> npt.NDArray[np.bool_]:
