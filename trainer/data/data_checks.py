@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -156,8 +155,8 @@ def run_checks(rendered: RenderedRows, renderer: Renderer, *, vocabulary: int, l
         learned: number of examples that are short enough to be learned.
     """
     checker = RowChecker(renderer, vocabulary, keeps_reasoning=rendered.keeps_reasoning)
-    held_out = {normalised(held.conversation.messages) for held in rendered.rows.held_out}
-    respelled = [normalised(conversation_of(s).messages) in held_out for s in rendered.rows.train]
+    held_out = {row_rules.normalised(held.conversation.messages) for held in rendered.rows.held_out}
+    respelled = [row_rules.normalised(conversation_of(s).messages) in held_out for s in rendered.rows.train]
     read = set(np.unique(np.concatenate([e.ids for e in rendered.examples])).tolist())
     found = RowFaults(
         checker.bits(
@@ -359,9 +358,3 @@ def token_check(read: Collection[int], renderer: Renderer, base: Path, trained: 
     if tokens:
         fault += f" ({', '.join(tokens)}: list them in [lora] trainable_tokens, or take a chat model as base)"
     return Check(fault, len(tokens), len(read), unit="control tokens")
-
-
-def normalised(messages: Sequence[Any]) -> str:
-    """Return the text of a prompt with case, white space and Unicode form normalised."""
-    text = "\n".join(str(m.get("content") or "") for m in messages)
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())

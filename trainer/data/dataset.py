@@ -26,7 +26,7 @@ from harvester.store.where import REMEDY as WHERE_REMEDY
 from harvester.store.where import Where
 from harvester.terms.lineage import FACT_COLUMNS, Lineage
 from trainer.config import DataSection, TrainConfig
-from trainer.data import answers, soft_targets
+from trainer.data import answers, shared_questions, soft_targets
 from trainer.data.chat_template import Example, Renderer
 from trainer.data.conversation import (
     conversation_of,
@@ -87,7 +87,7 @@ class Rows:
         weights: of the samples of `train` in the loss; empty: all count alike.
         signal: log-probabilities of the samples of `train`; None: they were not read.
         mixed: what may be other than it was meant, a line each: settings in which the rows differ, splits of
-            unusual names, and rows that may repeat held-out prompts.
+            unusual names, and rows that repeat held-out prompts or may do so.
     """
 
     train: tuple[Sample, ...]
@@ -258,7 +258,16 @@ def read(config: TrainConfig, only: Collection[str] | None = None, *, learns: bo
     signal = None
     if learns and config.train.soft_targets == "auto":
         signal = read_signal(corpus.batches(LOGPROB_COLUMNS), {sample.key for sample in chosen.samples})
-    mixed = (*mixing.notes(), *unknown.notes(), *beyond_decontamination(config))
+    repeated = shared_questions.count(
+        [conversation_of(sample).messages for sample in chosen.samples],
+        [held.conversation.messages for held in held_out],
+    )
+    mixed = (
+        *mixing.notes(),
+        *unknown.notes(),
+        *shared_questions.notes(repeated, len(chosen.samples)),
+        *beyond_decontamination(config),
+    )
     return Rows(chosen.samples, held_out, +excluded, lineages, origins, chosen.weights, signal, mixed)
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import unicodedata
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from harvester.api.types import Outcome
 from harvester.quality.held_out import is_drawn, named_split
 from harvester.store.shards.schema import Sample
@@ -86,3 +90,9 @@ def teacher_text(sample: Sample, data: DataSection) -> TeacherText:
         return TeacherText(text.encode())
     thought = "" if data.reasoning == "drop" else sample.reasoning.strip("\n")
     return TeacherText(text.lstrip("\n").encode(), thought.encode(), has_reasoning=True)
+
+
+def normalised(messages: Sequence[Mapping[str, Any]]) -> str:
+    """Return the text of a prompt with case, white space and Unicode form normalised."""
+    text = "\n".join(str(m.get("content") or "") for m in messages)
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())

@@ -31,6 +31,7 @@ from trainer.data.conversation import (
     conversation_of,
     request_beyond_columns,
 )
+from trainer.data.shared_questions import question_of
 from trainer.data.split_names import UnknownSplits
 from trainer.data.student_tokens import StudentTokens
 from trainer.data.teacher_tokens import TeacherSignal
@@ -223,6 +224,14 @@ class _Row:
         assert self.conversation is not None
         return self.conversation
 
+    @property
+    def spellings(self) -> tuple[bytes, bytes]:
+        """Hashes of the normalised prompt, and of its question."""
+        if self.conversation is None:
+            return b"", b""
+        question = question_of(self.asked.messages)
+        return _digest(row_rules.normalised(self.asked.messages)), _digest(question) if question else b""
+
     def refuse(self, message: str) -> None:
         """Note that the chat template refuses the row, and why."""
         self.flags |= RowFlag.REFUSED
@@ -283,7 +292,7 @@ class _PartWriter:
                 hashlib.sha256(completion).digest(),
                 bytes.fromhex(row.origin),
                 bytes.fromhex(row.prompt)[:16],
-                b"" if row.conversation is None else _digest(data_checks.normalised(row.asked.messages)),
+                *row.spellings,
                 row.normalised_answer,
                 hashlib.sha256(prompt_id).digest()[:16],
             )

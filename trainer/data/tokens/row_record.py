@@ -40,8 +40,9 @@ class RowFlag:
 # faults: bits of `data_checks.RowChecker`. reason, teacher, control: numbers in the part's lists of reasons
 # for leaving a row out, of teachers, and of sets of control tokens.
 # verdict: of the verifiers (`AnswerVerdict`, in its order), 255 where none was asked.
-# key, completion, origin: the hashes of a leaf of the hash tree. prompt, spelling, answer, id: 16 bytes of a
-# hash of the prompt's content, of the same normalised, of the normalised answer, and of the prompt id.
+# key, completion, origin: the hashes of a leaf of the hash tree. prompt, spelling, question, answer, id: 16
+# bytes of a hash of the prompt's content, of the same normalised, of that without the system prompt (none
+# where nothing is left), of the normalised answer, and of the prompt id.
 RECORD = np.dtype(
     [
         *((name, "<i8") for name in ("start", "id_start", "text_start")),
@@ -49,7 +50,7 @@ RECORD = np.dtype(
         *((name, "<u2") for name in ("flags", "faults", "reason", "teacher", "control")),
         ("verdict", "u1"),
         *((name, "S32") for name in ("key", "completion", "origin")),
-        *((name, "S16") for name in ("prompt", "spelling", "answer", "id")),
+        *((name, "S16") for name in ("prompt", "spelling", "question", "answer", "id")),
     ]
 )
 NO_VERDICT = 255

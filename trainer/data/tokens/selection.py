@@ -34,6 +34,8 @@ class Selection:
         chosen: rows to learn, those too long included.
         weights: [chosen] of the rows in the loss; None: all count alike.
         respelled: [chosen] whether the prompt is a held-out one in another spelling.
+        with_shared_question: how many of `chosen` ask the question of a held-out prompt under another system
+            prompt.
         held_out: the first row of each held-out prompt that is text; prompts are known by id and content.
         excluded: rows in neither part, by reason.
     """
@@ -41,6 +43,7 @@ class Selection:
     chosen: RowNumbers
     weights: npt.NDArray[np.float64] | None
     respelled: npt.NDArray[np.bool_]
+    with_shared_question: int
     held_out: RowNumbers
     excluded: Mapping[str, int]
 
@@ -74,7 +77,12 @@ def select(reader: PartReader, data: DataSection, only: npt.NDArray[np.bool_] | 
     if answers.compares_answers(data) and len(chosen):
         chosen, weights, reasons = _compared(reader, chosen, data)
         excluded.update(reasons)
-    return Selection(chosen, weights, _respelled(reader, chosen, held_out), held_out, +excluded)
+    respelled, shared_question = (
+        _repeats(reader, chosen, held_out, name) for name in ("spelling", "question")
+    )
+    return Selection(
+        chosen, weights, respelled, int((shared_question & ~respelled).sum()), held_out, +excluded
+    )
 
 
 def _reasons(reader: PartReader, only: npt.NDArray[np.bool_] | None) -> Counter[str]:
@@ -144,13 +152,17 @@ def ids_and_contents(reader: PartReader, rows: RowNumbers) -> npt.NDArray[Any]:
     return joined.view(f"S{2 * RECORD['id'].itemsize}")[:, 0]
 
 
-def _respelled(reader: PartReader, chosen: RowNumbers, held_out: RowNumbers) -> npt.NDArray[np.bool_]:
-    known = np.unique(reader.gather(held_out, "spelling"))
+def _repeats(
+    reader: PartReader, chosen: RowNumbers, held_out: RowNumbers, name: str
+) -> npt.NDArray[np.bool_]:
+    """Return which of the chosen rows have a hash, of this name, that a held-out prompt has, too."""
+    known = np.unique(reader.gather(held_out, name))
+    known = known[known != b""]
     if not len(known):
         return np.zeros(len(chosen), dtype=bool)
     mask = np.zeros(len(reader), dtype=bool)
     for _, first, records in reader.records():
-        mask[first : first + len(records)] = is_in(records["spelling"], known)
+        mask[first : first + len(records)] = is_in(records[name], known)
     return np.asarray(mask[chosen])
 
 

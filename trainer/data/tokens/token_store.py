@@ -24,7 +24,7 @@ from harvester.store.mixing import Mixing
 from harvester.system import failpoints
 from harvester.terms.lineage import Lineage
 from trainer.config import TrainConfig
-from trainer.data import array_file, dataset, row_rules
+from trainer.data import array_file, dataset, row_rules, shared_questions
 from trainer.data.chat_template import ROLES_REMEDY
 from trainer.data.data_checks import Check, RowFaults, RowKinds
 from trainer.data.dataset import Dataset
@@ -259,7 +259,11 @@ def write_selection(  # noqa: PLR0913 - each is a fact of the corpus or of the s
             "teachers": [[*teacher, rows] for teacher, rows in _teachers(reader, selection.chosen).items()],
             "lineages": [dict(lineage.stored) for lineage in terms.lineages],
             "terms_facts": list(terms.facts),
-            "mixed": [*settings.notes(), *splits.notes()],
+            "mixed": [
+                *settings.notes(),
+                *splits.notes(),
+                *shared_questions.notes(selection.with_shared_question, len(selection.chosen)),
+            ],
             "kinds": asdict(kinds),
             "soft": None if report is None else asdict(report),
             "soft_files": files,
