@@ -503,6 +503,8 @@ class Limiter:
         """What was learned about this endpoint, as clauses for the operator; empty where nothing was."""
         learned, burst, window = self.learned_rate, self.learned_burst, self.window
         clauses = []
+        if window.ceiling_note:
+            clauses.append(f"{int(window.ceiling):,} in flight{window.ceiling_note}")
         if window.works_on is not None:
             clauses.append(f"the server works on {window.works_on:,} at once")
         if window.refused_from is not None:
