@@ -163,6 +163,7 @@ class RuntimeSettings:
     def _set_concurrency(self, number: int) -> str:
         for queue in self._endpoints.queues:
             queue.limiter.window.set_ceiling(number)
+            queue.limiter.window.explain_ceiling("")  # it is the operator's now
         return f"max-concurrency is {number:,}"
 
     def _set_rate(self, name: str, value: float | None) -> str:

@@ -114,8 +114,8 @@ class Window:
         self.ceiling_note = note
 
     def set_ceiling(self, ceiling: int) -> None:
-        """Change the ceiling, for whoever knows better."""
-        self.ceiling, self.ceiling_note = float(ceiling), ""
+        """Change the ceiling."""
+        self.ceiling = float(ceiling)
         self.size = min(self.size, self.ceiling)
 
     @property
