@@ -116,6 +116,11 @@ class Rows:
         """Return the first samples only."""
         return replace(self, train=self.train[:count])
 
+    def only(self, places: npt.NDArray[np.int32]) -> Rows:
+        """Return the samples at some places only."""
+        weights = tuple(self.weights[place] for place in places) if self.weights else ()
+        return replace(self, train=tuple(self.train[place] for place in places), weights=weights)
+
     @property
     def answered(self) -> Sequence[HeldOut]:
         """Held-out prompts to which the teacher has a usable answer."""
@@ -136,6 +141,7 @@ class Dataset:
         excluded: number of samples that are not learned, by reason.
         sha256: hash of ids, prompt lengths, weights, soft targets and order; a training resumes only if it is
             unchanged.
+        places: of the examples among the rows to learn; None: all of these are learned.
     """
 
     examples: Sequence[Example]
@@ -143,6 +149,7 @@ class Dataset:
     supervised: int
     excluded: Mapping[str, int]
     sha256: str
+    places: npt.NDArray[np.int32] | None = None
 
     @property
     def tokens(self) -> int:
@@ -422,7 +429,10 @@ def select(rows: Rows, examples: Sequence[Example], config: TrainConfig, vocabul
         hash_example(digest, example)
     lengths = np.array([len(example.ids) - 1 for example in fitting], dtype=np.int32)
     supervised = sum(example.supervised for example in fitting)
-    return Dataset(fitting, lengths, supervised, excluded, digest.hexdigest())
+    places = None
+    if any(reasons):
+        places = np.array([place for place, reason in enumerate(reasons) if not reason], dtype=np.int32)
+    return Dataset(fitting, lengths, supervised, excluded, digest.hexdigest(), places)
 
 
 def require_embedded(highest: int, vocabulary: int, config: TrainConfig) -> None:

@@ -118,7 +118,7 @@ class LearnedRows(Protocol):
 
     @property
     def learned(self) -> int:
-        """Number of the rows, those too long to be learned included."""
+        """Number of the rows."""
 
     def leaves(self) -> Iterator[Leaf]:
         """Yield the leaf of each row, sorted by key, prompt id and sample number."""

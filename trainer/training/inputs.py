@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from trainer.config import TrainConfig, TrainSection
 from trainer.data import data_checks, dataset
 from trainer.data.chat_template import Example, Renderer
+from trainer.data.dataset import Rows
 from trainer.data.order import Order
 from trainer.data.soft_targets import SoftReport
 from trainer.data.tokens import builder
@@ -57,6 +58,11 @@ class TrainingInputs:
             f"only {made}: an epoch has {tokens:,} tokens, a step takes up to {train.batch_tokens:,}; "
             f"{advice} would make more"
         )
+
+    @property
+    def learned_rows(self) -> Rows | StoredRows:
+        """The rows that are learned, without those that are too long; the student's documents name them."""
+        return self.rows if self.dataset.places is None else self.rows.only(self.dataset.places)
 
     @property
     def largest_pack(self) -> list[Example]:

@@ -293,7 +293,7 @@ class TrainingRun:
                 self._student.model,
                 self._inputs.renderer,
                 self._config,
-                self._inputs.rows,
+                self._inputs.learned_rows,
                 self._inputs.faults,
                 _soft_summary(self._config, self._inputs),
             )

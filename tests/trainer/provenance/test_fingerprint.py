@@ -21,8 +21,12 @@ from harvester.terms.lineage import Lineage
 from tests.commands import run
 from tests.harvester.publish.published_store import make_store
 from tests.peak_memory import most_held
+from tests.trainer import tiny
+from trainer import config as settings
+from trainer.data import dataset
 from trainer.errors import ConfigError, FindingsError
 from trainer.provenance import fingerprint
+from trainer.training.train import train
 
 LINEAGE = {"run_id": "run-1", "teacher_id": "t", "terms_id": "mock-teacher", "host": "127.0.0.1:1"}
 
@@ -212,3 +216,26 @@ def test_an_adapter_without_lineage_and_an_unknown_row_are_errors(adapter: Path,
     (adapter / fingerprint.TREE_FILE).unlink()
     with pytest.raises(ConfigError, match="no hash tree"):
         fingerprint.verify(adapter)
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_documents_name_the_rows_that_were_learned_and_no_longer_ones(tmp_path, monkeypatch, stored):
+    if stored:
+        monkeypatch.setattr(dataset, "STORED_ROWS", 1)
+    rows = tiny.skill(12)
+    long = [replace(row, completion="x" * 300) for row in rows[:3]]
+    toml = tiny.train_toml(
+        tmp_path,
+        [*long, *rows[3:]],
+        data={"eval_share": 0.0},
+        train={"epochs": 1, "pack_tokens": 128, "max_steps": 1},
+    )
+    done = train(settings.load(toml))
+    assert (done.examples, done.excluded["too long"]) == (9, 3)
+    adapter = Path(done.adapter)
+    leaves = [json.loads(line) for line in (adapter / fingerprint.ROWS_FILE).read_text().splitlines()]
+    assert sorted(leaf["prompt_id"] for leaf in leaves) == sorted(row.prompt_id for row in rows[3:])
+    [teacher] = json.loads((adapter / "lineage.json").read_text())["teachers"]
+    assert (teacher["teacher"], teacher["rows"]) == (rows[3].teacher_id, 9)
+    assert "| answers learned | 9;" in (adapter / "README.md").read_text()
+    assert fingerprint.verify(adapter, settings.load(toml).corpus) == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -118,6 +118,11 @@ class StoredRows:
             counts[self.reader.facts[part].teachers[record["teacher"]]] += 1
         return StoredRows(self.reader, chosen, self.held_out_rows[:0], self.lineages, counts, self.mixed)
 
+    def only(self, places: npt.NDArray[np.int32]) -> StoredRows:
+        """Return the rows at some places only."""
+        chosen = self.chosen[places]
+        return replace(self, chosen=chosen, counts=teachers_of(self.reader, chosen))
+
     def held_out_examples(self, renderer: Renderer, config: TrainConfig) -> Sequence[Example]:
         """Return the teacher's held-out answers, those that are not too long.
 
@@ -182,6 +187,24 @@ class StoredRendered:
     def kinds(self) -> RowKinds:
         """Count rows of the kinds that the doctor mentions."""
         return self.of_kinds
+
+
+def teachers_of(reader: PartReader, rows: RowNumbers) -> Counter[tuple[str, str, bool]]:
+    """Count rows by teacher, terms record and whether the teacher is a mock."""
+    is_chosen = mask_of(reader, rows)
+    counts: Counter[tuple[str, str, bool]] = Counter()
+    for number, first, records in reader.records():
+        teachers = reader.facts[number].teachers
+        chosen = records["teacher"][is_chosen[first : first + len(records)]]
+        counts.update(dict(zip(teachers, np.bincount(chosen, minlength=len(teachers)).tolist(), strict=True)))
+    return +counts
+
+
+def mask_of(reader: PartReader, rows: RowNumbers) -> npt.NDArray[np.bool_]:
+    """Return for all rows of a store whether they are among some."""
+    mask = np.zeros(len(reader), dtype=bool)
+    mask[rows] = True
+    return mask
 
 
 # Rows to learn with their examples, in memory or in a store.

@@ -35,7 +35,7 @@ from trainer.data.tokens.part_reader import PartReader, RowNumbers, StoredExampl
 from trainer.data.tokens.row_record import RowFlag
 from trainer.data.tokens.selection import Selection, select
 from trainer.data.tokens.soft_files import ChosenRows, SoftTargetFiles
-from trainer.data.tokens.stored_rows import StoredRendered, StoredRows
+from trainer.data.tokens.stored_rows import StoredRendered, StoredRows, mask_of, teachers_of
 from trainer.errors import StudentError
 
 PARTS, SELECTIONS, FACTS = "parts", "selections", "selection.json"
@@ -103,7 +103,7 @@ def open_selection(home: Path, folder: Path) -> TokenStore | None:
         return None
     reader = PartReader(folders, [each for each in facts if each is not None])
     learned, chosen, held_out = (arrays[name] or {} for name in _LOADED)
-    soft = soft_of_learned = None
+    soft = soft_of_learned = places = None
     if stored["soft"] is not None:
         soft = soft_files.read(folder, stored["soft_files"])
         if soft is None:
@@ -111,8 +111,9 @@ def open_selection(home: Path, folder: Path) -> TokenStore | None:
         soft_of_learned = soft
     if len(learned["rows"]) == len(chosen["rows"]):
         learned["rows"] = chosen["rows"]  # all are learned
-    elif soft is not None:
-        soft_of_learned = soft.of(_places(learned["rows"], chosen["rows"]))
+    else:
+        places = _places(learned["rows"], chosen["rows"])
+        soft_of_learned = None if soft is None else soft.of(places)
     weights = learned["weights"] if len(learned["weights"]) else None
     counts = {(teacher, terms, mock): rows for teacher, terms, mock, rows in stored["teachers"]}
     lineages = tuple(Lineage(lineage) for lineage in stored["lineages"])
@@ -131,6 +132,7 @@ def open_selection(home: Path, folder: Path) -> TokenStore | None:
             stored["supervised"],
             Counter(stored["excluded"]),
             stored["sha256"],
+            places,
         ),
         rows,
         StoredRendered(
@@ -256,7 +258,7 @@ def write_selection(  # noqa: PLR0913 - each is a fact of the corpus or of the s
             "sha256": digest.hexdigest(),
             "supervised": supervised,
             "excluded": +excluded,
-            "teachers": [[*teacher, rows] for teacher, rows in _teachers(reader, selection.chosen).items()],
+            "teachers": [[*teacher, rows] for teacher, rows in teachers_of(reader, selection.chosen).items()],
             "lineages": [dict(lineage.stored) for lineage in terms.lineages],
             "terms_facts": list(terms.facts),
             "mixed": [
@@ -311,31 +313,14 @@ def _require_learnable(reader: PartReader, selection: Selection, config: TrainCo
         )
 
 
-def _teachers(reader: PartReader, rows: RowNumbers) -> Counter[tuple[str, str, bool]]:
-    """Count rows by teacher, terms record and whether the teacher is a mock."""
-    is_chosen = _mask(reader, rows)
-    counts: Counter[tuple[str, str, bool]] = Counter()
-    for number, first, records in reader.records():
-        teachers = reader.facts[number].teachers
-        chosen = records["teacher"][is_chosen[first : first + len(records)]]
-        counts.update(dict(zip(teachers, np.bincount(chosen, minlength=len(teachers)).tolist(), strict=True)))
-    return +counts
-
-
 def _control_tokens(reader: PartReader, rows: RowNumbers) -> frozenset[int]:
     """Return the control tokens that occur in rows."""
-    is_chosen = _mask(reader, rows)
+    is_chosen = mask_of(reader, rows)
     tokens: set[int] = set()
     for number, first, records in reader.records():
         for place in np.unique(records["control"][is_chosen[first : first + len(records)]]).tolist():
             tokens.update(reader.facts[number].controls[place])
     return frozenset(tokens)
-
-
-def _mask(reader: PartReader, rows: RowNumbers) -> Any:
-    mask = np.zeros(len(reader), dtype=bool)
-    mask[rows] = True
-    return mask
 
 
 def _highest_outside(reader: PartReader, rows: RowNumbers, bits: Any, fault_names: Sequence[str]) -> int:
