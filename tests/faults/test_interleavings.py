@@ -74,7 +74,7 @@ async def _interleave(steps: list[tuple[str, int]]) -> None:
             await asyncio.sleep(0)
     while desk.held:
         desk.held.pop(0)(None)
-    await asyncio.wait_for(scribe.flush(), 5)  # nothing is owed: the count came back to zero
+    await asyncio.wait_for(scribe.flush(), 240)  # nothing is owed: the count came back to zero
     ended = await asyncio.gather(*waiters, return_exceptions=True)
     assert all(entry is None or isinstance(entry, StoreError | asyncio.CancelledError) for entry in ended)
     assert all(times <= 1 for times in heard)

@@ -43,7 +43,7 @@ def write_prompts(path: Path, numbers: Sequence[int]) -> None:
 
 
 def harvester(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    done = commands.run("harvester", arguments, timeout=60, environment=environment)
+    done = commands.run("harvester", arguments, timeout=PATIENCE_S, environment=environment)
     assert "Traceback" not in done.stderr, done.stderr
     return done
 

@@ -151,7 +151,7 @@ def test_a_killed_run_goes_on_and_asks_nothing_twice(mock_teacher: Mock, tmp_pat
     with running(config) as process:
         process.until(lambda status: status["rows_total"] > 80 and status["answers_stored"] > 30)
         process.signal(signal.SIGKILL)
-        assert process.process.wait(10) == -signal.SIGKILL
+        assert process.process.wait(240) == -signal.SIGKILL
     store = tmp_path / "store"
     stored = Corpus.open(store).count()
     result = run(config)

@@ -60,7 +60,7 @@ def test_a_detached_run_goes_on_and_attach_ends_as_it_does(mock_teacher: Mock, t
         assert follower.stdout is not None
         assert json.loads(follower.stdout.readline())["state"] == "running"
         assert harvester("stop", store).returncode == 0
-        shown, _ = follower.communicate(timeout=60)
+        shown, _ = follower.communicate(timeout=240)
         assert follower.returncode == 10
         last = json.loads(shown.splitlines()[-1])
         assert (last["state"], last["exit_code"], last["alive"]) == ("stopped", 10, False)
@@ -86,7 +86,7 @@ def test_a_run_that_never_held_its_store_leaves_no_log(mock_teacher: Mock, tmp_p
 def test_of_two_that_start_at_once_each_shows_what_its_own_run_says(
     mock_teacher: Mock, tmp_path: Path
 ) -> None:
-    mock = mock_teacher(accuracy=1.0, latency_s=2.0)  # the one that holds the store is watched that long
+    mock = mock_teacher(accuracy=1.0, latency_s=600.0)  # the store is held until both have ended
     config = write_folder(tmp_path, mock.base_url, 5)
     store, log = tmp_path / "store", tmp_path / "store.log"
     log.write_text("of an earlier run\n")
@@ -94,11 +94,12 @@ def test_of_two_that_start_at_once_each_shows_what_its_own_run_says(
         commands.Command("harvester", ["run", config, "--detach", "--json"], environment=NO_SYSTEMD)
         for _ in range(2)
     ]
-    said = {each: each.communicate(timeout=60) for each in starting}
-    until(lambda: not is_held(store))
+    said = {each: each.communicate(timeout=240) for each in starting}
     (winner,) = [each for each in starting if each.returncode == 0]
     (loser,) = [each for each in starting if each.returncode == 75]
     pid = json.loads(said[winner][0])["pid"]
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: not is_held(store))
     assert f"error[locked]: held by pid {pid}" in said[loser][1]
     text = log.read_text()
     assert "error" not in text
@@ -146,7 +147,7 @@ def test_one_that_has_little_to_do_says_that_it_has_ended(mock_teacher: Mock, tm
 
 def test_attach_follows_any_run_and_ctrl_c_leaves_it(mock_teacher: Mock, tmp_path: Path) -> None:
     mock = mock_teacher(accuracy=1.0, slots=1, slot_s=0.1)
-    config = write_folder(tmp_path, mock.base_url, 400)
+    config = write_folder(tmp_path, mock.base_url, 4000)
     assert harvester("attach", tmp_path / "store").returncode == 2  # there is none yet
     with running(config) as run:
         run.until(lambda status: status.get("answers_stored", 0) > 2)
@@ -154,15 +155,15 @@ def test_attach_follows_any_run_and_ctrl_c_leaves_it(mock_teacher: Mock, tmp_pat
         assert follower.stdout is not None
         assert json.loads(follower.stdout.readline())["state"] == "running"
         follower.send_signal(signal.SIGINT)
-        _, said = follower.communicate(timeout=30)
+        _, said = follower.communicate(timeout=240)
         assert follower.returncode == 130
         assert "the harvest goes on" in said
         assert run.process.poll() is None
         follower = commands.Command("harvester", ["attach", tmp_path / "store"])
         assert follower.stderr is not None
-        assert "400 rows" in follower.stderr.readline()  # at once
+        assert "4,000 rows" in follower.stderr.readline()  # at once
         run.process.kill()
-        shown, said = follower.communicate(timeout=30)
+        shown, said = follower.communicate(timeout=240)
         assert follower.returncode == 1
         assert "died" in shown
         assert "the run died" in said
@@ -199,7 +200,7 @@ def test_a_manager_of_the_user_gets_a_scope(mock_teacher: Mock, tmp_path: Path) 
         (tools / name).write_text(f"#!/bin/sh\n{text}\n")
         (tools / name).chmod(0o755)
     mock = mock_teacher(accuracy=1.0, slots=1, slot_s=0.2)
-    config = write_folder(tmp_path, mock.base_url, 100)
+    config = write_folder(tmp_path, mock.base_url, 5000)
     with detached(config, PATH=f"{tools}:{os.environ['PATH']}") as facts:
         asked = (tmp_path / "asked").read_text().split()
         assert {"--user", "--scope", "--collect", f"--unit={facts['unit']}"} <= set(asked)

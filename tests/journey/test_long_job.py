@@ -135,7 +135,7 @@ def test_before_the_first_request_sigterm_ends_with_143_and_a_hang_up_is_ignored
         process.stdout.readline()
         process.send_signal(signal.SIGHUP)  # the lower number: it is delivered first
         process.terminate()
-        assert process.wait(30) == 143  # not -15: also process 1 of a container hears it
+        assert process.wait(240) == 143  # not -15: also process 1 of a container hears it
 
 
 @pytest.mark.parametrize(

@@ -220,7 +220,7 @@ def test_a_client_that_has_asked_nothing_when_the_run_ends_is_no_error(tmp_path:
         asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(str(context)))
         async with server.served(tmp_path / "store", act, lambda error: errors.append(str(error))):
             silent = socket.socket(socket.AF_UNIX)
-            silent.settimeout(10)
+            silent.settimeout(240)
             with protocol.socket_address(tmp_path / "store") as path:
                 silent.connect(path)
             while len(asyncio.all_tasks()) < 2:  # it has been accepted, and its line is waited for
@@ -245,7 +245,7 @@ def test_stop_waits_for_its_own_job_and_for_no_other(tmp_path: Path) -> None:
         async with server.served(tmp_path, act, on_error=lambda _: None):
             waiting = asyncio.create_task(asyncio.to_thread(stop, tmp_path, wait=True, as_json=True))
             try:
-                await asyncio.wait_for(asyncio.shield(waiting), 10)
+                await asyncio.wait_for(asyncio.shield(waiting), 240)
             finally:
                 assert is_held(tmp_path)
                 next_one.__exit__(None, None, None)

@@ -40,7 +40,7 @@ class Served:
         """End them all."""
         for server, thread in self._servers:
             server.should_exit = server.force_exit = True
-            thread.join(10)
+            thread.join(240)
 
 
 @pytest.fixture

@@ -88,7 +88,7 @@ def wire(reply: bytes, *, hang: bool = False, reset: bool = False) -> Iterator[s
                 received += line.recv(65536)
             line.sendall(reply)
             if hang:
-                over.wait(10)
+                over.wait(240)
             if reset:
                 line.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
 
@@ -99,7 +99,7 @@ def wire(reply: bytes, *, hang: bool = False, reset: bool = False) -> Iterator[s
     finally:
         over.set()
         listener.close()
-        thread.join(10)
+        thread.join(240)
 
 
 def http_reply(

@@ -140,7 +140,7 @@ def test_an_error_of_the_model_fails_its_request_only():
     for _ in range(2):
         row = GeneratedRow([1, 2], 0.0, 1.0, b"", False, lambda _: True, lambda _: None, errors.put)
         thread.put(row)
-        assert "out of memory" in str(errors.get(timeout=30))
+        assert "out of memory" in str(errors.get(timeout=240))
     thread.close()
 
 

@@ -149,10 +149,10 @@ def test_transient_faults_are_retried_and_all_rows_arrive(mock_teacher: Mock, be
 
 
 def test_rate_limits_cost_no_attempt(mock_teacher: Mock, bench: Bench) -> None:
-    mock = mock_teacher(rpm=1200, burst_s=0.2)  # four at once, of the sixteen that are sent first
-    result = bench.run(config(mock, run={"max_attempts": 1}), sums(30))
+    mock = mock_teacher(rpm=240, burst_s=1.0)  # four at once, of the twelve that are sent first
+    result = bench.run(config(mock, run={"max_attempts": 1}), sums(12))
     assert result.counts.rate_limited > 0
-    assert (result.counts.answers_stored, result.counts.dead) == (30, 0)
+    assert (result.counts.answers_stored, result.counts.dead) == (12, 0)
 
 
 def test_a_known_limit_is_never_overstepped(mock_teacher: Mock, bench: Bench) -> None:

@@ -27,6 +27,6 @@ def test_a_harvest_runs_in_a_thread_and_leaves_signal_handlers_alone(
 
     thread = threading.Thread(target=harvest)
     thread.start()
-    thread.join(30)
+    thread.join(240)
     assert [(summary.exit_code, summary.counts.answers_stored) for summary in ended] == [(0, 5)]
     assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]

@@ -374,7 +374,7 @@ def test_reading_is_never_refused_for_long(tmp_path):
         reader.start()
         time.sleep(0.05)
         assert result == []
-    reader.join(20)
+    reader.join(240)
     assert result == [80]
 
 

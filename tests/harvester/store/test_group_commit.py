@@ -26,7 +26,7 @@ class Heard:
             self._all.set()
 
     def wait(self) -> list[BaseException | None]:
-        assert self._all.wait(20)
+        assert self._all.wait(240)
         return self.news
 
 
@@ -48,8 +48,8 @@ def test_what_is_queued_shares_transactions(tmp_path):
     journal.apply = lambda records: (sizes.append(len(records)), apply(records))[1]
     writer = GroupCommit(journal, max_records=64, max_wait_s=0.05)
     entered, gate = threading.Event(), threading.Event()
-    writer.call(lambda _: (entered.set(), gate.wait(20)))
-    assert entered.wait(20)  # else the thread could take the first records together with this call
+    writer.call(lambda _: (entered.set(), gate.wait(240)))
+    assert entered.wait(240)  # else the thread could take the first records together with this call
     heard = Heard(300)
     for number in range(300):
         writer.submit(intent(number), heard)
@@ -111,7 +111,7 @@ def test_a_fault_reaches_the_batch_and_all_that_follows(tmp_path):
 def test_one_record_that_can_not_be_written_does_not_harm_its_neighbours(tmp_path):
     writer = GroupCommit(open_store(tmp_path), max_wait_s=0.05)
     gate = threading.Event()
-    writer.call(lambda _: gate.wait(20))
+    writer.call(lambda _: gate.wait(240))
     good, bad = Heard(2), Heard(1)
     writer.submit(answer(0), good)
     writer.submit(answer(1, body={"messages": object()}), bad)

@@ -30,12 +30,12 @@ signal.signal(signal.SIGTERM, stop)
 signal.signal(signal.SIGINT, stop)
 open(f"{folder}/.{rank}", "w").write(str(os.getpid()))
 os.rename(f"{folder}/.{rank}", f"{folder}/pid{rank}")
-deadline = time.time() + 30
+deadline = time.time() + 300
 while len([n for n in os.listdir(folder) if n.startswith("pid")]) < int(os.environ["WORLD_SIZE"]):
     assert time.time() < deadline
     time.sleep(0.01)
 """
-WAIT = "time.sleep(30)\n"
+WAIT = "time.sleep(600)\n"
 
 
 def command(folder: Path, code: str) -> list[str]:
@@ -72,7 +72,7 @@ def test_a_signal_to_the_launcher_reaches_every_worker_and_none_stays(tmp_path, 
     running = launcher(tmp_path, WAIT, 3)
     until(lambda: len(pids(tmp_path)) == 3)
     running.send_signal(number)
-    running.communicate(timeout=30)
+    running.communicate(timeout=240)
     assert running.returncode == 128 + number
     assert [(tmp_path / f"stopped{rank}").read_text() for rank in range(3)] == [str(int(number))] * 3
     assert not any(map(alive, pids(tmp_path)))
@@ -82,7 +82,7 @@ def test_a_worker_that_is_killed_ends_all_and_is_named(tmp_path):
     code = """
     if rank == "1":
         os.kill(os.getpid(), signal.SIGKILL)
-    time.sleep(30)
+    time.sleep(600)
     """
     with pytest.raises(ProcessLost, match=r"process 1 of 2 .* signal 9") as lost:
         launch.run_workers(command(tmp_path, code), 2, print)
@@ -98,7 +98,7 @@ def test_a_worker_that_fails_by_itself_gives_the_exit_code_and_its_words(tmp_pat
         print("error[memory]: a pack does not fit", file=sys.stderr)
         sys.exit(1)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))  # what a rank says that lost its peer
-    time.sleep(30)
+    time.sleep(600)
     """
     lines: list[str] = []
     assert launch.run_workers(command(tmp_path, code), 2, lines.append) == 1
@@ -111,17 +111,17 @@ def test_workers_that_do_not_end_are_killed_after_the_grace(tmp_path, monkeypatc
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if rank == "0":
         sys.exit(3)
-    time.sleep(30)
+    time.sleep(600)
     """
     started = time.monotonic()
     assert launch.run_workers(command(tmp_path, code), 2, print) == 3
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 300
     assert not any(map(alive, pids(tmp_path)))
 
 
 def test_a_second_signal_ends_workers_that_hang(tmp_path):
     code = (
-        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nopen(f'{folder}/ready{rank}', 'w')\ntime.sleep(60)\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nopen(f'{folder}/ready{rank}', 'w')\ntime.sleep(600)\n"
     )
     running = launcher(tmp_path, code)
     until(lambda: len(list(tmp_path.glob("ready*"))) == 2)
@@ -129,7 +129,7 @@ def test_a_second_signal_ends_workers_that_hang(tmp_path):
     time.sleep(0.3)
     assert running.poll() is None  # a step may take long: one signal sets no limit
     running.send_signal(signal.SIGINT)
-    running.communicate(timeout=30)
+    running.communicate(timeout=240)
     assert running.returncode == 143
     assert not any(map(alive, pids(tmp_path)))
 
@@ -168,8 +168,8 @@ def test_workers_of_a_killed_launcher_do_not_outlive_it(tmp_path):
     running = launcher(tmp_path, WAIT)
     until(lambda: len(pids(tmp_path)) == 2)
     running.kill()
-    running.communicate(timeout=30)
-    until(lambda: not any(map(alive, pids(tmp_path))), 10)
+    running.communicate(timeout=240)
+    until(lambda: not any(map(alive, pids(tmp_path))))
 
 
 def as_first_process(words: list[str]) -> list[str] | None:
