@@ -126,8 +126,7 @@ class Stages(Trainings):
         """Everything a score depends on besides the student."""
         judging: dict[str, Any] = {
             "format": FORMAT,
-            "base": self._base_sha256,
-            "template": self._renderer.template_sha256,
+            **self._student_key,
             "measure": self._measure,
             "held_out": self._held_out_sha256,
             "reasoning": self._config.data.reasoning,

@@ -1,7 +1,8 @@
 """Train students for an experiment, each once for the same content.
 
-A training is known by the hash of its base, template, settings and rows. What is known is read instead of
-made again, so a killed experiment goes on where it stopped, and a changed setting repeats what depends on it.
+A training is known by the hash of its base, tokenizer, template, settings and rows. What is known is read
+instead of made again, so a killed experiment goes on where it stopped, and a changed setting repeats what
+depends on it.
 
     trainings/KEY/adapter/...     a student; trained.json is written last
 """
@@ -36,7 +37,7 @@ from trainer.training.reporter import Callbacks
 from trainer.training.train import train
 
 # Version of what the keys are computed from: a new one repeats everything.
-FORMAT = 1
+FORMAT = 2
 # Settings that change no weight.
 _FREE_SETTINGS = ("log_every", "log_every_s", "save_every", "trackers", "checkpointing", "shard")
 Note = Callable[[str], None]
@@ -163,6 +164,16 @@ class Trainings:
         return weights.base_sha256(self._config.base)
 
     @cached_property
+    def _student_key(self) -> dict[str, Any]:
+        """What a student is before its training: base, how it is held, tokenizer and template."""
+        return {
+            "base": self._base_sha256,
+            "quantise": self._config.student.quantise,
+            "tokenizer": weights.tokenizer_sha256(self._config.base),
+            "template": self._renderer.template_sha256,
+        }
+
+    @cached_property
     def _held_out_sha256(self) -> str:
         return self._hash_held_out()
 
@@ -175,15 +186,14 @@ class Trainings:
         return self._config.train.model_copy(update=settings)
 
     def training_key(self, rows: Rows | TaughtRows, seed: int, steps: int | None = None) -> str:
-        """Return what a training is known by: the hash of its base, template, settings and rows."""
+        """Return what a training is known by: the hash of its base, tokenizer, settings and rows."""
         config = self._config
         settings = self._settings(seed, steps).model_dump(mode="json", exclude=set(_FREE_SETTINGS))
         chooses = config.evaluate.every != 0  # then evaluations choose the adapter
         return digest(
             {
                 "format": FORMAT,
-                "base": self._base_sha256,
-                "template": self._renderer.template_sha256,
+                **self._student_key,
                 "data": config.data.model_dump(mode="json", exclude={"corpus"}),
                 "lora": config.lora.model_dump(mode="json"),
                 "train": settings,

@@ -119,10 +119,12 @@ class OnPolicy:
         """Return what the run is known by: the hash of all that its weights depend on but the scores."""
         start = self._files.start
         table = self._files.harvest_table.get("teacher", {})
+        quantise = self._config.student.quantise
         return digest(
             {
                 "format": FORMAT,
                 "base": weights.base_sha256(self._config.base),
+                **({} if quantise == "none" else {"quantise": quantise}),
                 "template": self._renderer.template_sha256,
                 "teacher": [table.get("preset"), table.get("base_url"), table.get("model")],
                 "start": None if start is None else sha256_of(start / WEIGHTS),

@@ -14,7 +14,7 @@ from trainer import config as settings
 from trainer.data import dataset
 from trainer.data.tokens import corpus_rows
 from trainer.errors import DataError
-from trainer.experiments.stages import headline_split
+from trainer.experiments.stages import Stages, headline_split
 from trainer.experiments.taught_store import trainings_of_store
 from trainer.experiments.trainings import NO_DISPLAY, digest, held_out_sha256, rows_sha256
 
@@ -69,3 +69,21 @@ def test_a_large_corpus_without_held_out_prompts_is_refused(tmp_path):
     path = tiny.train_toml(tmp_path, tiny.skill(12), data={"eval_share": 0.0})
     with pytest.raises(DataError, match="no prompt is held out to score students with"):
         trainings_of_store(settings.load(path), tmp_path / "work", NO_DISPLAY)
+
+
+def test_students_of_another_precision_or_tokenizer_are_trained_and_scored_anew(tmp_path):
+    """They have one base and template, and had one key: each was taken for the other."""
+    config = settings.load(tiny.train_toml(tmp_path, tiny.skill(6, held_out=2)))
+    rows = dataset.read(config)
+    in_4_bits = config.model_copy(update={"student": config.student.model_copy(update={"quantise": "nf4"})})
+
+    def keys(each: settings.TrainConfig) -> tuple[str, str]:
+        stages = Stages(each, tmp_path / "curve", rows, "accuracy")
+        return stages.training_key(rows, 0), digest(stages._judging)
+
+    found = [keys(config), keys(in_4_bits)]
+    assert keys(config) == found[0]
+    tokenizer = tmp_path / "base" / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text() + "\n")
+    found.append(keys(config))
+    assert [len(set(each)) for each in zip(*found, strict=True)] == [3, 3]
