@@ -185,6 +185,8 @@ def test_the_remedy_names_all_answers_of_another_model_and_ends_the_trouble(tmp_
     exported = harvester("export", str(store), str(tmp_path / "out"), "--json")
     assert (exported.returncode, json.loads(exported.stdout)["rows"]) == (0, 5)
     assert json.loads(harvester("verify", str(store), "--json").stdout)["answers"] == 5
+    status = json.loads(harvester("status", str(store), "--json").stdout)
+    assert (status["held"], status["held_outcomes"]) == (5, {"ok": 5})
 
 
 def test_no_removal_is_named_where_it_would_not_help(tmp_path: Path, mock_teacher):

@@ -20,6 +20,7 @@ import orjson
 from harvester.errors import StoreError, StoreFull
 from harvester.store import paths
 from harvester.store.journal import checksums, sqlite, wal
+from harvester.store.journal.ledger import PURGED_OUTCOME
 from harvester.store.journal.records import HeldAnswer, PossiblyBilledAttempt, Record, RunRecord, Totals
 from harvester.store.journal.rows import RowEncoder, end_run, enter_run, micros
 from harvester.store.journal.spending import KILLED
@@ -275,6 +276,7 @@ class Journal:
             **plain,
             outcomes=_with_prefix("outcome.", counts),
             reopened_outcomes=_with_prefix("reopened.", counts),
+            purged_outcomes=_with_prefix(PURGED_OUTCOME, counts),
             errors=_with_prefix("error.", counts),
         )
 
@@ -290,6 +292,8 @@ _PLAIN_COUNTERS = (
     "paid_twice",
     "reopened",
     "copied",
+    "purged",
+    "lost",
     "input_tokens",
     "output_tokens",
     "cost_microusd",

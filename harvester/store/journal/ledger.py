@@ -1,18 +1,22 @@
 """Compare the answers that were paid with those that are stored, purged, asked again or known to be lost.
 
-Counters of run 0 belong to the store and not to a run: `purged` and `lost`. A store that an earlier release
-made has no counter `purged` and may have been purged before that was counted; there nothing is compared.
+Counters of run 0 belong to the store and not to a run: `purged` (also by outcome) and `lost`. A store that an
+earlier release made has no counter `purged` and may have been purged before that was counted; there nothing
+is compared.
 """
 
 from __future__ import annotations
 
 import sqlite3
+from collections import Counter
+from collections.abc import Iterable
 
 from harvester.store.journal.rows import add_counts
 
 # Number of the run under which counts of the store itself are kept.
 OF_STORE = 0
 PURGED, LOST = "purged", "lost"
+PURGED_OUTCOME = "purged."
 # Counter of a run of another store: its answers that were copied from there.
 COPIED = "copied"
 
@@ -35,13 +39,14 @@ def count_missing(connection: sqlite3.Connection) -> int:
     return max(0, int(came - gone - stored))
 
 
-def count_purged(connection: sqlite3.Connection, answers: int) -> None:
-    """Count answers that were removed for good, inside an open transaction.
+def count_purged(connection: sqlite3.Connection, outcomes: Iterable[str]) -> None:
+    """Count answers with these outcomes that were removed for good, inside an open transaction.
 
     A store of an earlier release gets no such counter: what it purged before is unknown.
     """
     if _counts_purges(connection):
-        add_counts(connection, OF_STORE, {PURGED: answers})
+        counts = Counter(f"{PURGED_OUTCOME}{outcome}" for outcome in outcomes)
+        add_counts(connection, OF_STORE, {PURGED: counts.total(), **counts})
 
 
 def count_lost(connection: sqlite3.Connection, answers: int) -> None:

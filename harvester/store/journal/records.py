@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -286,7 +287,8 @@ class Totals:
     was reserved for them; intents without an end are among them once their run has ended. `outcomes`
     counts answers, `errors` failed attempts by code. `reopened` answers were taken out of the store to ask
     again, by `reopened_outcomes`; they are among `answers` and `outcomes`, for they were paid. `copied`
-    answers were paid by other stores; they are among `outcomes` alone.
+    answers were paid by other stores; they are among `outcomes` alone. `purged` and `lost` answers, by
+    `purged_outcomes`, are counted for the whole store only; they are among `answers` and `outcomes`, too.
     """
 
     answers: int = 0
@@ -299,22 +301,26 @@ class Totals:
     paid_twice: int = 0
     reopened: int = 0
     copied: int = 0
+    purged: int = 0
+    lost: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
     cost_microusd: int = 0
     outcomes: Mapping[str, int] = field(default_factory=dict)
     reopened_outcomes: Mapping[str, int] = field(default_factory=dict)
+    purged_outcomes: Mapping[str, int] = field(default_factory=dict)
     errors: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def held(self) -> int:
-        """Answers that were stored or copied, and not taken out to be asked again."""
-        return self.answers + self.copied - self.reopened
+        """Answers that were stored or copied, and neither taken out to be asked again nor purged or lost."""
+        return max(0, self.answers + self.copied - self.reopened - self.purged - self.lost)
 
     @property
     def held_outcomes(self) -> dict[str, int]:
         """Those answers by outcome."""
-        counts = {name: count - self.reopened_outcomes.get(name, 0) for name, count in self.outcomes.items()}
+        gone = Counter(self.reopened_outcomes) + Counter(self.purged_outcomes)
+        counts = {name: count - gone[name] for name, count in self.outcomes.items()}
         return {name: count for name, count in counts.items() if count > 0}
 
 

@@ -17,7 +17,7 @@ from harvester.store.journal.adoptions import read_adoptions
 from harvester.store.journal.checksums import checked_rows, meta_number, set_meta, updating_checksum
 from harvester.store.journal.copies import insert_row
 from harvester.store.journal.journal import Journal
-from harvester.store.journal.ledger import COPIED, LOST, OF_STORE, PURGED
+from harvester.store.journal.ledger import COPIED, LOST, OF_STORE, PURGED, PURGED_OUTCOME
 from harvester.store.journal.rows import add_counts, drop_old_failures
 from harvester.store.journal.spending import COPIED_ENDING
 from harvester.store.shards.manifest import read_manifest
@@ -208,7 +208,8 @@ class Ledgers:
     def _count_store(self, connection: sqlite3.Connection) -> None:
         """Add what the stores purged and lost; where one does not know it, nobody can compare any more."""
         counts = [source.counters.get(OF_STORE, {}) for source in self._sources]
-        sums = {name: sum(each.get(name, 0) for each in counts) for name in (PURGED, LOST)}
+        by_outcome = {name for each in counts for name in each if name.startswith(PURGED_OUTCOME)}
+        sums = {name: sum(each.get(name, 0) for each in counts) for name in (PURGED, LOST, *by_outcome)}
         if all(PURGED in each for each in counts):
             add_counts(connection, OF_STORE, sums)
             return

@@ -57,7 +57,7 @@ def purge(journal: Journal, store: Path, keys: Collection[bytes]) -> int:
     removed = len(held)
     with journal.writing() as connection:
         forget_finished(connection)
-        count_purged(connection, sum(entry.state == "answered" for entry in held.values()))
+        count_purged(connection, [entry.outcome for entry in held.values() if entry.state == "answered"])
         for table in (*_TABLES, *(["batch_rows"] if has_table(connection, "batch_rows") else [])):
             removed += connection.executemany(
                 f"DELETE FROM {table} WHERE key = ?",  # noqa: S608 - our own names

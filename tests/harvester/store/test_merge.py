@@ -111,6 +111,7 @@ def test_what_was_purged_or_is_doubtful_is_no_finding(stores: list[Path], tmp_pa
     assert (findings, len(facts["possibly_billed"])) == (0, 1)
     with Journal.open(out) as journal:
         assert journal.next_attempt_id() > 61
+        assert (journal.totals().held, journal.totals().held_outcomes) == (59, {"ok": 59})
     assert verified(merge_into_third(stores, out, tmp_path), repair=False)[1] == 0
 
 
