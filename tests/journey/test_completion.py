@@ -43,7 +43,7 @@ class Terminal:
     def type(self, keys: str, until: str) -> None:
         """Type, and wait until the terminal shows what is wanted."""
         os.write(self._terminal, keys.encode())
-        limit = time.monotonic() + 60
+        limit = time.monotonic() + 240
         while (match := re.search(until, self._shown)) is None:
             assert time.monotonic() < limit, self._shown
             if select.select([self._terminal], [], [], 1)[0]:

@@ -330,7 +330,8 @@ def test_an_unreachable_endpoint_is_transient_and_has_no_status() -> None:
 
 def test_cancelled_requests_leave_no_connection_slot_taken(mock_teacher: Callable[..., RunningMock]) -> None:
     # httpx's own pool loses a slot for each that is cancelled while it waits for one (encode/httpcore#1093).
-    chosen = config(mock_teacher(latency_s=0.3, model="m").base_url)
+    mock = mock_teacher(model="m", faults=[{"action": "delay", "delay_s": 600}])
+    chosen = config(mock.base_url)
 
     async def go() -> tuple[int, list[int]]:
         cut = 0
@@ -347,6 +348,7 @@ def test_cancelled_requests_leave_no_connection_slot_taken(mock_teacher: Callabl
                     task.cancel()
                 ends = await asyncio.gather(*tasks, return_exceptions=True)
                 cut += sum(isinstance(end, asyncio.CancelledError) for end in ends)
+            mock.set_faults([])
             return cut, await asyncio.gather(*(ask(number) for number in range(64)))
 
     cut, healthy = asyncio.run(go())
@@ -367,7 +369,7 @@ def test_a_body_has_a_content_length_also_when_sent_in_pieces(size: int) -> None
 
     async def go() -> int:
         async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
-            chosen = config(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1", deadline_s=5)
+            chosen = config(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1", deadline_s=60)
             async with Client(chosen.teacher, chosen.run, None) as client:
                 request = next(requests([Prompt("p", ({"role": "user", "content": "x" * size},))], chosen))
                 return (await client.send(request, chosen.teacher.base_url)).status

@@ -268,7 +268,7 @@ def test_two_publishers_and_a_reader_at_once(server: S3Server, store: Path, tmp_
     publish(store, url)
     grow(store, range(30, 40))
     both = [Command("harvester", ["publish", store, url]) for _ in range(2)]
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while any(command.poll() is None for command in both):
         assert len(rows(local_store(url))) in {31, 41}
         assert time.monotonic() < deadline

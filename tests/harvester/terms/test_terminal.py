@@ -53,7 +53,7 @@ def at_a_terminal(folder: Path, verb: str, answers: list[bytes]) -> tuple[int, s
     if child == 0:
         command = [sys.executable, "-m", "harvester", "terms", verb, "--beside", str(folder)]
         os.execvp(command[0], command)
-    shown, left, until = b"", list(answers), time.monotonic() + 60
+    shown, left, until = b"", list(answers), time.monotonic() + 240
     asked = 0
     while time.monotonic() < until:
         if not select.select([terminal], [], [], 1)[0]:
