@@ -28,6 +28,9 @@ _FREE_SETTINGS = (
     *("data.where", "data.answers", "data.per_prompt", "data.weights"),
 )
 
+# Settings that decide which rows a step learns.
+_ORDER_SETTINGS = ("corpus", "train.batch_tokens", "train.pack_tokens", "train.seed")
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:
@@ -115,9 +118,25 @@ class Checkpointer:
         checkpoint.restore(newest, self._optimiser, self._student.parameters)
         steps = self._inputs.order.steps
         self.notes.append(f"resumed at step {newest.step} of {steps}")
+        self.notes += self._notes_of_order(newest, steps)
         progress = Progress.from_checkpoint(newest, steps)
         self.steps_saved = progress.steps_done
         return progress
+
+    def _notes_of_order(self, newest: checkpoint.Checkpoint, steps: int) -> list[str]:
+        """Say what becomes of the rows where the steps before were made of others than those to come."""
+        before = newest.state.get("settings", {})
+        if all(before.get(name) == self.settings.get(name) for name in _ORDER_SETTINGS):
+            return []
+        if newest.step >= steps:
+            return [
+                f"warning: {newest.step:,} steps were made of other rows or sizes, and there are {steps:,} "
+                "now: none is made, whatever was not learned; choose another [out] path to learn these rows"
+            ]
+        return [
+            f"warning: steps go on from number {newest.step:,} in an order of other rows or sizes: some rows "
+            "of this pass are learned again, others are left out"
+        ]
 
     def _shared_newest(self) -> checkpoint.Checkpoint | None:
         """Return the newest valid checkpoint that any process finds, on every process."""

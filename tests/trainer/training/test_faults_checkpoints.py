@@ -101,6 +101,27 @@ def test_an_adapter_of_fewer_steps_than_the_last_checkpoint_is_written_anew(tmp_
     assert lineage.read_text() == content
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("batch_tokens = 256", "batch_tokens = 1024", "none is made"),
+        ("batch_tokens = 256", "batch_tokens = 128", "learned again"),
+        ("epochs = 1", "epochs = 2", ""),
+    ],
+)
+def test_a_changed_order_of_rows_is_said_on_resume(tmp_path, old, new, said):
+    path = tiny.train_toml(tmp_path, tiny.skill(40, held_out=4), train={"epochs": 1, "log_every": 1})
+    whole = train(settings.load(path)).steps
+    shutil.rmtree(tmp_path / "out")
+    half_done(path, 3)
+    path.write_text(path.read_text().replace(old, new))
+    done = train(settings.load(path), allow_change=True)
+    warnings = [note for note in done.notes if note.startswith("warning")]
+    assert [said in note for note in warnings] == [True] * bool(said)
+    assert (done.steps_now == 0) is (said == "none is made")
+    assert whole > 3
+
+
 def test_04_a_second_sigterm_ends_now():
     with process.stop_signals() as sent:
         os.kill(os.getpid(), signal.SIGTERM)
