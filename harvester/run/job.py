@@ -50,7 +50,7 @@ from harvester.run.prepare import Prepared, require_still_permitted
 from harvester.run.retry import reopen_rows
 from harvester.run.shared_answers import copy_shared
 from harvester.run.signals import Signals, handled
-from harvester.store import paths
+from harvester.store import paths, pauses
 from harvester.store.journal.adoptions import require_complete
 from harvester.store.journal.batches import WaitingBatches, waiting_in_batches
 from harvester.store.journal.group_commit import GroupCommit, on_writer
@@ -528,6 +528,11 @@ async def _summary(parts: RunParts, result: PassResult, exit_code: int, sealed_r
     totals = await on_writer(parts.writer, lambda journal: journal.totals())
     waiting = await on_writer(parts.writer, waiting_batches_of)
     notes = [waiting.note()] if waiting.batches else []
+    holds = await on_writer(
+        parts.writer, lambda journal: pauses.load(journal, prepared.config.teacher.teacher_id)
+    )
+    if holds:
+        notes.append(f"the next run sends nothing: {'; '.join(holds.values())}")
     return Summary(
         run_id=parts.run_id,
         ending=result.ending,

@@ -163,6 +163,10 @@ def test_a_dead_job_is_distinguished_from_a_hung_one_and_its_pause_outlives_it(
     assert any(line.startswith("process   none") for line in status_lines(dead))
     assert any(line.startswith("on hold   the next run sends nothing") for line in status_lines(dead))
     sent = mock.state()["received"]
+    with running(config, "--max-runtime", "1s") as run:  # as a timer starts it
+        code, out, _ = run.end()
+    assert (code, mock.state()["received"]) == (10, sent)
+    assert "note: the next run sends nothing: paused by the operator" in out
     with running(config, "--limit", 5) as run:
         held = run.until(lambda s: s["state"] == "on hold" and s["waiting"])
         assert held["waiting"].startswith("paused by the operator")
