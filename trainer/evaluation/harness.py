@@ -1,8 +1,8 @@
 """Score base, student and merged student on tasks of lm-evaluation-harness (`trainer evaluate --harness`).
 
 The harness loads what others would load: the folder of the base, the adapter by PEFT, the merged folder by
-transformers; never code out of a model's folder. A task may hold code of its own, so only name tasks that you
-trust.
+transformers, each with the published tokenizer and chat template; never code out of a model's folder. A task
+may hold code of its own, so only name tasks that you trust.
 
 Source: lm-evaluation-harness (github.com/EleutherAI/lm-evaluation-harness), `lm_eval.simple_evaluate`.
 """
@@ -99,11 +99,14 @@ def run(
             remedy="`trainer export` the student, and give the folder to the harness itself",
         )
     base = str(config.base)
+    # The published chat template renders the prompts that were learned; the base's own may render others, and
+    # a base may have none.
+    spoken = {"tokenizer": str(adapter)}
     models: dict[str, dict[str, str]] = {
-        "base": {"pretrained": base},
+        "base": {"pretrained": base, **spoken},
         "student": {"pretrained": str(adapter)}
         if config.is_full
-        else {"pretrained": base, "peft": str(adapter)},
+        else {"pretrained": base, "peft": str(adapter), **spoken},
     }
     if choice.merged is not None:
         models["merged"] = {"pretrained": str(choice.merged)}

@@ -7,11 +7,17 @@ import json
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
 from tests.trainer import tiny
+from tests.trainer.chat_templates import SHAPES
 from tests.trainer.command_line import RunTrainer, run_trainer  # noqa: F401 - a fixture
+from trainer import config as settings
+from trainer.data.chat_template import Renderer
+from trainer.evaluation import harness
 from trainer.evaluation.harness import metrics
 from trainer.evaluation.scorecard import wilson_interval
+from trainer.training.train import train
 
 TASK = """\
 task: letters
@@ -60,6 +66,30 @@ def test_without_the_harness_nothing_is_scored(run_trainer: RunTrainer, tmp_path
     code, _, err = run_trainer("evaluate", str(path), "--harness", "letters")
     assert code == 2
     assert "blackbox-distillation[harness]" in err
+
+
+def test_every_model_is_asked_in_the_template_that_was_learned(tmp_path, monkeypatch) -> None:
+    """Qwen 3's own template leaves out the empty think block before answers without reasoning."""
+    path = tiny.train_toml(tmp_path, tiny.skill(8, held_out=2), train={"max_steps": 1})
+    tiny.base(tmp_path / "base", speech=SHAPES["qwen-3"].tokenizer())
+    config = settings.load(path)
+    train(config)
+    (config.out_path / "scorecard.json").write_text("{}")
+    asked: list[str] = []
+    user = [{"role": "user", "content": "hi"}]
+
+    def score(_config, folders, _choice):
+        # As HFLM does: the tokenizer it is given, else that of the model.
+        speech = AutoTokenizer.from_pretrained(folders.get("tokenizer") or folders["pretrained"])
+        asked.append(speech.apply_chat_template(user, tokenize=False, add_generation_prompt=True))
+        return "1", {}
+
+    monkeypatch.setattr(harness, "_score", score)
+    monkeypatch.setattr(harness, "require_installed", lambda: None)
+    harness.run(config, harness.HarnessChoice(("letters",)))
+    renderer = Renderer(AutoTokenizer.from_pretrained(config.base))
+    assert renderer.chat_shape.scaffold
+    assert asked == [renderer.learned_prompt(user, thinks=False)] * 2
 
 
 @pytest.mark.harness
