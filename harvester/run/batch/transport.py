@@ -45,7 +45,7 @@ from harvester.store.journal.batches import (
 from harvester.store.journal.journal import Journal
 from harvester.system.counted import counted
 from harvester.system.failpoints import reach
-from harvester.teacher.budget import NOTHING, Amounts, Reservation, why_exhausted
+from harvester.teacher.budget import NOTHING, SPAN_NAMES, Amounts, Reservation, why_exhausted
 from harvester.teacher.retry import BROKEN_ANSWER_ATTEMPTS
 
 AskOnline = Callable[[Request], Awaitable[None]]
@@ -91,6 +91,8 @@ class BatchTransport:
         self._bytes = 0
         self._most_rows = context.api.max_requests
         self._is_queue_full = False
+        # The ceiling that a row waits for: batches hold what is missing. "" where none does.
+        self._short_of = ""
         self._again: deque[tuple[BatchRow, TeacherError]] = deque()
         self._next_look = 0.0
         self._poll_s = context.config.batch.poll
@@ -127,7 +129,9 @@ class BatchTransport:
             return ""
         age_s = max(0.0, self._context.clock.wall() - min(batch.at for batch in batches))
         rows = counted(len(self._held), "row")
-        return f"{counted(len(batches), 'batch', 'batches')} with {rows}; the oldest is {span(age_s)} old"
+        short = f"; {self._short_of} takes no further row until they are billed" if self._short_of else ""
+        held = f"{counted(len(batches), 'batch', 'batches')} with {rows}"
+        return f"{held}; the oldest is {span(age_s)} old{short}"
 
     async def add(self, request: Request, attempts: int = 1, *, is_new: bool = True) -> None:
         """Put a row, which is in flight, into the batch that is being filled; send that when it is full.
@@ -184,7 +188,10 @@ class BatchTransport:
                     reason, remedy = why_exhausted(ceiling, wanted, budget.overshoot)
                 context.ending.stop_for(StoppedAtLimit(reason, remedy=remedy))
                 return None
+            short = budget.exhausted(budget.most(amounts))
+            self._short_of = f"the budget of {SPAN_NAMES[short.span][0]}" if short else ""
             await self._changed.wait()
+            self._short_of = ""
         return None
 
     async def flush(self) -> None:

@@ -190,10 +190,19 @@ def test_plan_counts_the_price_of_batches(mock_teacher, tmp_path: Path):
 
 def test_budgets_reserve_a_batch_whole_and_count_it_for_the_store(mock_teacher, tmp_path: Path):
     """A ceiling that the most expensive answers would break sends smaller batches, one after the other."""
-    mock = mock_teacher()
+    mock = mock_teacher(batches=BatchSettings(latency_s=HOUR, tick_s=HOUR / 4))
+    reasons: list[str] = []
     # A row reserves some 200 tokens and costs 12.
-    ended = harvest(mock, tmp_path, sums(ROWS), budget={"store": {"tokens": 800}})
+    ended = harvest(
+        mock,
+        tmp_path,
+        sums(ROWS),
+        budget={"store": {"tokens": 800}},
+        watch=lambda status: reasons.append(status["waiting"]),
+    )
     assert ended.exit_code == 0
+    short = "the budget of this store takes no further row until they are billed"
+    assert any(reason.endswith(short) for reason in reasons)  # why the batches are small
     require_whole(ended.store, mock, ROWS)
     assert mock.batches()["served"]["create"] > 2
     (tmp_path / "small").mkdir()
