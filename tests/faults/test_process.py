@@ -159,7 +159,7 @@ def _run(before: str, config: Path) -> subprocess.CompletedProcess[str]:
     code = f"{before}\nimport runpy, sys\nsys.argv = ['harvester', 'run', {str(config)!r}]\n"
     code += "runpy.run_module('harvester', run_name='__main__')\n"
     command = [sys.executable, "-c", code]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
 
 
 @pytest.mark.slow
@@ -188,7 +188,7 @@ peak = peak_kib()
 print(summary.rows_total, summary.counts.answers_stored, peak - before)
 """
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False, cwd=ROOT
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=240, check=False, cwd=ROOT
     )
     assert done.returncode == 0, done.stderr
     rows, answers, grown_kib = map(int, done.stdout.split())
@@ -262,7 +262,7 @@ def test_row_46_memory_that_runs_out_parks_the_run_and_loses_no_answer(
     config = write_folder(tmp_path, mock.base_url, 40, teacher=FOUR)
     command = [sys.executable, "-m", "harvester", "run", str(config)]
     armed = {**os.environ, VARIABLE: "completion.parse:9:memory"}
-    done = subprocess.run(command, env=armed, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, env=armed, capture_output=True, text=True, timeout=240, check=False)
     stderr = done.stdout + done.stderr
     assert done.returncode == 10, stderr
     assert "memory ran out" in stderr
@@ -274,7 +274,7 @@ def test_row_46_memory_that_runs_out_parks_the_run_and_loses_no_answer(
     assert totals.possibly_billed == 1
     assert stored(tmp_path / "store") == totals.answers == mock.totals()["requests"] - 1
     assert 8 <= totals.answers < 40
-    again = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    again = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert (again.returncode, stored(tmp_path / "store")) == (0, 40)
     assert mock.totals()["requests"] == 41
 

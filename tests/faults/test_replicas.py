@@ -300,7 +300,7 @@ def test_kills_with_several_addresses_lose_and_pay_nothing_twice(mock_teacher: M
                     mocks[0].set_faults([{"action": "content", "value": NOISE}])
                 status, _ = runs.run(20.0, f"journal.after_commit:{12 + 3 * number}")
                 killed += status == -9
-            assert runs.run(90.0)[0] == 0
+            assert runs.run(600.0)[0] == 0
         store = folder / "store"
         assert killed == 4
         assert mocks[0].fired()

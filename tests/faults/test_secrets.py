@@ -257,7 +257,7 @@ def afterwards(root: Path) -> dict[str, bytes]:
         done = subprocess.run(
             [sys.executable, "-c", LOUD, *verb],
             capture_output=True,
-            timeout=60,
+            timeout=240,
             env=environment(),
             check=False,
         )
@@ -273,12 +273,12 @@ def pages(store: str) -> dict[str, bytes]:
         try:
             assert process.stdout is not None
             address = json.loads(process.stdout.readline())["view"]
-            page = urllib.request.urlopen(address, timeout=60).read()
+            page = urllib.request.urlopen(address, timeout=240).read()
             links = {m.decode() for m in re.findall(rb'(?:href|src)="(/[^"#]*)"', page)} | {"/metrics"}
             root = re.match(r"https?://[^/]+", address)
             assert root is not None
             values = {
-                link: urllib.request.urlopen(root[0] + link, timeout=60).read() for link in sorted(links)
+                link: urllib.request.urlopen(root[0] + link, timeout=240).read() for link in sorted(links)
             }
         finally:
             process.send_signal(signal.SIGINT)
@@ -309,7 +309,7 @@ def test_what_a_run_sends_to_its_socket_holds_no_key(tmp_path: Path, mock_teache
             [sys.executable, "-m", "harvester", "status", str(tmp_path / "store"), "--json"],
             capture_output=True,
             env=environment(),
-            timeout=60,
+            timeout=240,
             check=False,
         )
         facts["status"] = done.stdout + done.stderr

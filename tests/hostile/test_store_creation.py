@@ -94,5 +94,5 @@ def test_first_runs_started_together_end_complete_once_and_locked_else(
     runs = [run(config) for _ in range(4)]
     until(lambda: sum(process.poll() is not None for process in runs) == 3)
     mock.set_faults([])
-    text = [process.communicate(timeout=60)[1] for process in runs]
+    text = [process.communicate(timeout=240)[1] for process in runs]
     assert sorted(process.returncode for process in runs) == [0, 75, 75, 75], text

@@ -39,7 +39,7 @@ path = "{store}"
 
 def refused(*arguments: object, exit_code: int = 2) -> str:
     """What a command says on stderr that must be refused."""
-    result = commands.run("harvester", list(arguments), timeout=60)
+    result = commands.run("harvester", list(arguments), timeout=240)
     assert (result.returncode, "Traceback" in result.stderr) == (exit_code, False), result.stderr
     return str(result.stderr)
 
@@ -55,7 +55,7 @@ def test_a_status_that_is_no_file_or_no_json_is_named(tmp_path: Path) -> None:
     status = tmp_path / "store" / "status.json"
     os.mkfifo(status)
     for fault in ("is not a regular file", "is no JSON", "is no JSON object"):
-        result = commands.run("harvester", ["status", tmp_path / "store"], timeout=60)
+        result = commands.run("harvester", ["status", tmp_path / "store"], timeout=240)
         assert (result.returncode, fault in result.stdout, "3 answers stored" in result.stdout) == (
             0,
             True,

@@ -74,7 +74,7 @@ def test_a_run_on_a_failing_disk_ends_by_name_and_the_next_one_completes_it(
             [sys.executable, "-m", "harvester", "run", str(config)],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=240,
             env={**os.environ, **fault},
         )
         assert "Traceback" not in done.stderr, done.stderr

@@ -113,12 +113,12 @@ def test_a_run_goes_on_when_its_output_is_not_read(mock_teacher: Mock, tmp_path:
     mock = mock_teacher()
     config = write_folder(tmp_path, mock.base_url, 30, teacher=FOUR)
     run = f"{sys.executable} -m harvester run {config}"
-    done = subprocess.run(["sh", "-c", f"exec {run} --limit 10 <&- >&- 2>&-"], timeout=60)
+    done = subprocess.run(["sh", "-c", f"exec {run} --limit 10 <&- >&- 2>&-"], timeout=240)
     assert done.returncode == 10
     readable, writable = os.pipe()
     os.close(readable)  # `harvester run ... | head`, and head has gone
     try:
-        done = subprocess.run([*run.split(), "--json"], stdout=writable, stderr=writable, timeout=60)
+        done = subprocess.run([*run.split(), "--json"], stdout=writable, stderr=writable, timeout=240)
     finally:
         os.close(writable)
     assert done.returncode == 0

@@ -43,7 +43,7 @@ def test_every_command_says_how_a_stopped_run_goes_on(mock_teacher: Mock, tmp_pa
         finally:
             run.process.send_signal(signal.SIGCONT)
         assert harvester("stop", run.store).returncode == 0
-        _, rest = follower.communicate(timeout=60)
+        _, rest = follower.communicate(timeout=240)
         assert follower.returncode == 10, rest  # it followed the run that went on
         assert remedy not in rest
 
@@ -102,7 +102,7 @@ def test_ctrl_c_while_modules_are_imported_is_no_traceback(program: str, tmp_pat
     )
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from {program}.__main__ import main; main()"
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=240, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
 
@@ -114,6 +114,6 @@ def test_ctrl_c_where_python_can_raise_nothing_is_delivered_again() -> None:
         "try:\n    Late()\n    time.sleep(3600)\nexcept KeyboardInterrupt:\n    print('again')\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=240, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "again\n", "")

@@ -55,7 +55,7 @@ def systemd(units: Path) -> Iterator[Run]:
 
             def run(*words: object) -> subprocess.CompletedProcess[str]:
                 command = [*inside, *map(str, words)]
-                return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+                return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
 
             _until(lambda: run(*SYSTEMCTL, "is-active", "default.target").stdout.strip() == "active", 240)
             yield run

@@ -288,7 +288,7 @@ def test_a_permission_needs_a_person_at_a_terminal(tmp_path: Path):
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
     )
     assert done.returncode == 77
     assert "at a terminal" in done.stderr

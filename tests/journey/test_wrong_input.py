@@ -274,7 +274,7 @@ def test_a_signal_before_the_store_exists_is_answered_in_words(tmp_path: Path, n
 
     until(is_reading)
     process.send_signal(number)
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=240)
     assert process.returncode == 128 + number
     assert "nothing was sent and nothing was written" in stderr
     assert not (tmp_path / "store").exists()

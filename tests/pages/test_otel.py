@@ -57,7 +57,7 @@ def collector() -> Iterator[Collector]:
 def run(path: Path, *flags: str, endpoint: str) -> subprocess.CompletedProcess[str]:
     environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "NO_PROXY": "*"}
     command = ["run", path, "--json", *flags]
-    return commands.run("harvester", command, timeout=90, environment=environment)
+    return commands.run("harvester", command, timeout=240, environment=environment)
 
 
 def test_names_are_the_conventions(monkeypatch: pytest.MonkeyPatch):

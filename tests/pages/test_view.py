@@ -227,18 +227,18 @@ def test_the_command_serves_one_local_address_and_ends_cleanly(
     port = urlsplit(address).port
     assert port is not None
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(address, timeout=60) as reply:
+    with opener.open(address, timeout=240) as reply:
         assert "Harvest of" in reply.read().decode()
     assert listeners(process.pid, port) == ["0100007F"]
     with pytest.raises(urllib.error.HTTPError, match="403"):
-        opener.open(urllib.request.Request(address, headers={"Host": "rebound.example"}), timeout=60)
+        opener.open(urllib.request.Request(address, headers={"Host": "rebound.example"}), timeout=240)
     with pytest.raises(urllib.error.HTTPError, match="403"):
-        opener.open(f"http://127.0.0.1:{port}/samples?q=x", timeout=60)
-    taken = commands.run("harvester", ["view", hostile_store, "--port", port], timeout=60)
+        opener.open(f"http://127.0.0.1:{port}/samples?q=x", timeout=240)
+    taken = commands.run("harvester", ["view", hostile_store, "--port", port], timeout=240)
     assert taken.returncode == 2
     assert "--port 0" in taken.stderr
     process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=60) == 0
+    assert process.wait(timeout=240) == 0
     assert process.stderr is not None
     assert process.stderr.read() == ""
 

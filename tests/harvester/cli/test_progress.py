@@ -135,7 +135,7 @@ def test_a_run_on_a_terminal_draws_bars(tmp_path: Path, mock_teacher):
     except OSError:  # the other side is closed: EIO
         pass
     os.close(ours)
-    summary = json.loads(process.communicate(timeout=60)[0])
+    summary = json.loads(process.communicate(timeout=240)[0])
     assert process.returncode == 0
     assert summary["answers_stored"] == 60
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.decode())
@@ -156,13 +156,13 @@ def test_a_run_continues_when_its_terminal_closes(tmp_path: Path, mock_teacher):
     while b"of 60" not in screen:
         screen += os.read(ours, 65_536)
     os.close(ours)
-    summary = json.loads(process.communicate(timeout=60)[0])
+    summary = json.loads(process.communicate(timeout=240)[0])
     assert (process.returncode, summary["answers_stored"]) == (0, 60)
 
 
 def test_a_run_without_a_terminal_prints_a_line(tmp_path: Path, mock_teacher):
     path = run_folder(tmp_path, mock_teacher().base_url, 20)
-    done = commands.run("harvester", ["run", path], timeout=60)
+    done = commands.run("harvester", ["run", path], timeout=240)
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stderr.splitlines() if line.startswith("harvest:")]
     line = lines[-1]  # a slow machine prints more than one
@@ -174,7 +174,7 @@ def test_a_run_without_a_terminal_prints_a_line(tmp_path: Path, mock_teacher):
 def test_logs_are_json_records_on_request(tmp_path: Path, mock_teacher):
     path = run_folder(tmp_path, mock_teacher(latency_s=0.05).base_url, 60)
     command = ["run", path, "--log-json", "--limit", 40]
-    done = commands.run("harvester", command, timeout=60)
+    done = commands.run("harvester", command, timeout=240)
     assert done.returncode == 10
     records = [json.loads(line) for line in done.stderr.splitlines()]
     assert {record["event"] for record in records} == {"message", "progress"}
@@ -184,6 +184,6 @@ def test_logs_are_json_records_on_request(tmp_path: Path, mock_teacher):
     assert updates[-1]["answers_stored"] == 40
     assert updates[-1]["state"] != updates[0]["state"]
     path.write_text("nonsense", encoding="utf-8")
-    failed = commands.run("harvester", command, timeout=60)
+    failed = commands.run("harvester", command, timeout=240)
     assert failed.returncode == 2
     assert all(json.loads(line)["event"] == "message" for line in failed.stderr.splitlines())

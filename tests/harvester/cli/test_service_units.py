@@ -47,13 +47,13 @@ def verified(files: dict[str, str], folder: Path) -> None:
     if tool is None:
         return
     paths = [str(folder / name) for name in files]
-    done = subprocess.run([tool, "verify", "--man=no", *paths], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([tool, "verify", "--man=no", *paths], capture_output=True, text=True, timeout=240)
     about_ours = [line for line in done.stderr.splitlines() if "harvest-x" in line]
     assert about_ours == []
     for line in files["harvest-x.timer"].splitlines():
         if line.startswith("OnCalendar="):
             event = line.partition("=")[2]
-            subprocess.run([tool, "calendar", event], capture_output=True, check=True, timeout=60)
+            subprocess.run([tool, "calendar", event], capture_output=True, check=True, timeout=240)
 
 
 def section(text: str) -> configparser.ConfigParser:

@@ -280,7 +280,7 @@ def test_a_curation_tallies_shows_examples_and_what_each_filter_would_do(tmp_pat
         'filters = ["finished", "no_refusals", "repetition", {pii = "mask"}, {python = "mine:short_words"}, '
         "{longest = 60}]\n",
     )
-    done = run_command("harvester", ["curate", path, "--page", tmp_path / "page.html", "--json"], timeout=60)
+    done = run_command("harvester", ["curate", path, "--page", tmp_path / "page.html", "--json"], timeout=240)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["dropped"] == {"long_word": 1, "refusal": 1, "repetitive": 1, "too_long": 1}
@@ -327,7 +327,7 @@ def test_the_command_refuses_the_path_of_a_page_before_it_curates(tmp_path: Path
     path = curate_toml(tmp_path, "")
     prompts = tmp_path / "p.jsonl"
     prompts.write_text('{"prompt": "mine"}\n')
-    done = run_command("harvester", ["curate", path, "--page", prompts], timeout=60)
+    done = run_command("harvester", ["curate", path, "--page", prompts], timeout=240)
     assert done.returncode == 2
     assert "NAME.html" in done.stderr
     assert prompts.read_text() == '{"prompt": "mine"}\n'
@@ -413,12 +413,12 @@ def test_a_broken_curate_toml_is_refused(tmp_path: Path, text: str, message: str
 
 def test_errors_of_a_curate_toml_name_where_its_keys_are_listed(tmp_path: Path) -> None:
     path = curate_toml(tmp_path, "filters = [{longest = -5}]")
-    done = run_command("harvester", ["curate", path], timeout=60)
+    done = run_command("harvester", ["curate", path], timeout=240)
     assert done.returncode == 2
     assert "remedy  {longest = 4000}" in done.stderr
     assert f"{path}:3" in done.stderr
     path.write_text('corpus = "store"\nout = "out"\n[sample]\nrows = "many"\n')
-    done = run_command("harvester", ["curate", path], timeout=60)
+    done = run_command("harvester", ["curate", path], timeout=240)
     assert done.returncode == 2
     assert "curate.toml of harvester/CONFIG.md lists all keys" in done.stderr
     assert f"{path}:4" in done.stderr

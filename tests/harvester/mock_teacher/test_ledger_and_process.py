@@ -87,7 +87,7 @@ def test_a_request_in_absolute_form_is_served_as_by_a_proxy(mock_teacher):
     mock = mock_teacher()
     host = mock.base_url.split("/")[2]
     content = json.dumps(body_of("What is 1 + 2?")).encode()
-    with socket.create_connection(tuple(host.split(":")), timeout=60) as line:
+    with socket.create_connection(tuple(host.split(":")), timeout=240) as line:
         target = b"http://teacher.test/v1/chat/completions"
         head = b"POST %s HTTP/1.1\r\nhost: teacher.test\r\ncontent-length: %d\r\n\r\n" % (
             target,
@@ -107,7 +107,7 @@ def test_a_process_serves_and_ends_cleanly_on_a_signal(tmp_path, number):
             assert idle.get("/models").status == 200
             assert caller.ask("What is 1 + 2?").status == 200
             process.send_signal(number)
-            out, err = process.communicate(timeout=60)
+            out, err = process.communicate(timeout=240)
     assert (process.returncode, out, err) == (0, b"", b"")
     assert base_url == f"http://127.0.0.1:{port_file.read_text()}/v1"
 
@@ -141,7 +141,7 @@ def test_flags_reach_the_server(tmp_path):
     ],
 )
 def test_wrong_flags_are_one_line_and_exit_2(flags, words):
-    done = commands.run("harvester.mock_teacher", flags, timeout=60)
+    done = commands.run("harvester.mock_teacher", flags, timeout=240)
     assert done.returncode == 2
     assert words in done.stderr
     assert done.stderr.count("\n") == 1
@@ -165,7 +165,7 @@ def test_stopping_releases_callers_that_wait(mock_teacher):
         waiting = pool.submit(raw, mock.base_url, patience_s=60)
         until(lambda: mock.fired()["1:silence"])
         mock.stop()
-        assert waiting.result(timeout=60).how in ("fin", "reset")
+        assert waiting.result(timeout=240).how in ("fin", "reset")
     mock.stop()
 
 

@@ -170,4 +170,4 @@ def test_more_requests_at_once_than_the_ceiling_are_refused(mock_teacher, status
         refused = once(mock.base_url)
         assert (refused.status, refused.json()["error"]["code"]) == (status, code)
         mock.stop()
-        assert waiting.result(timeout=60).data == b""
+        assert waiting.result(timeout=240).data == b""

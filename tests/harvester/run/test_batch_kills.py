@@ -83,7 +83,7 @@ def test_a_kill_at_any_step_sends_nothing_twice(mock_teacher):
         with KilledRuns(config) as runs:
             for step in STEPS:
                 assert runs.run(20, step)[0] == -9, f"{step} was not reached"
-            assert runs.run(60)[0] == 0
+            assert runs.run(600.0)[0] == 0
         require_whole(folder / "store", mock, ROWS)
     assert mock.batches()["served"]["create"] >= len(STEPS) / 2
 
@@ -99,7 +99,7 @@ def test_a_kill_at_any_step_of_a_hybrid_run_sends_nothing_twice(mock_teacher):
             mock.advance(HOUR)  # a row is answered, which is there to collect once the batch is cancelled
             for step in HYBRID_STEPS:
                 assert runs.run(20, step)[0] == -9, f"{step} was not reached"
-            assert runs.run(60)[0] == 0
+            assert runs.run(600.0)[0] == 0
         require_whole(folder / "store", mock, ROWS)
     served = mock.batches()["served"]
     assert served["create"] >= 1

@@ -122,7 +122,7 @@ def test_a_kill_at_any_instant_loses_nothing_and_the_next_call_completes(store: 
     code += f"adopt(Path(sys.argv[1]), {NAME!r})"
     environment = {**os.environ, "HARVESTER_FAILPOINT": f"{point}:2" if "note" not in point else point}
     killed = subprocess.run(
-        [sys.executable, "-c", code, str(store)], check=False, env=environment, timeout=60
+        [sys.executable, "-c", code, str(store)], check=False, env=environment, timeout=240
     )
     assert killed.returncode == -9, "the kill point was not reached"
     assert {row[0] for row in rows_of(store).values()} == {f"p{n}" for n in range(60)}

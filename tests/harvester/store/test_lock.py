@@ -37,7 +37,7 @@ def test_a_second_process_is_refused_with_the_name_of_the_holder(tmp_path: Path)
         pass
     assert caught.value.exit_code == 75
     assert f"pid {process.pid} on {os.uname().nodename}" in str(caught.value)
-    process.communicate(timeout=60)
+    process.communicate(timeout=240)
     assert not lock.is_held(tmp_path)
 
 
@@ -75,7 +75,7 @@ def test_a_look_at_the_lock_keeps_no_process_out(tmp_path: Path, monkeypatch: py
 def test_a_killed_holder_leaves_no_stale_lock(tmp_path: Path):
     process = holder(tmp_path)
     process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=60)
+    process.communicate(timeout=240)
     with lock.StoreLock(tmp_path, started_at=0.0):
         assert lock.read_holder(tmp_path / "LOCK")["pid"] == os.getpid()
         assert oct((tmp_path / "LOCK").stat().st_mode)[-3:] == "600"

@@ -219,7 +219,7 @@ def test_a_kill_at_any_step_leaves_no_half_store_and_the_next_call_goes_on(
     code += "*stores, out = map(Path, sys.argv[1:]); merge(stores, out)"
     environment = {**os.environ, "HARVESTER_FAILPOINT": point}
     arguments = [sys.executable, "-c", code, *map(str, [*stores, out])]
-    killed = subprocess.run(arguments, check=False, env=environment, timeout=60)
+    killed = subprocess.run(arguments, check=False, env=environment, timeout=240)
     assert killed.returncode == -9, "the kill point was not reached"
     assert out.exists() == (point == "merge.after_rename")
     for store in stores:

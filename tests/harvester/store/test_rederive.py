@@ -151,7 +151,7 @@ def test_a_kill_at_any_instant_loses_nothing_and_the_next_call_completes(store: 
         "rederive.rederive(Path(sys.argv[1]))\n"
     )
     killed = subprocess.run(
-        [sys.executable, "-c", code, str(store)], check=False, env=dict(os.environ), timeout=60
+        [sys.executable, "-c", code, str(store)], check=False, env=dict(os.environ), timeout=240
     )
     assert killed.returncode == -9, "the kill point was not reached"
     assert sum(1 for _ in Corpus.open(store).samples(["key"])) == 90

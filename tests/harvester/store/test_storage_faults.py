@@ -69,7 +69,7 @@ def run_writer(
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         env=faulty_disk.environment(library, store, call, nth, number, stays, log),
     )
     lines = done.stdout.splitlines()
@@ -135,7 +135,7 @@ def test_a_full_file_system_is_named_and_resumes_when_there_is_space(tmp_path):
             cwd=ROOT,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=240,
         )
         assert done.returncode == 5, done.stderr
         stored = {int(line) for line in done.stdout.splitlines() if line.isdigit()}
@@ -164,7 +164,7 @@ def test_low_disk_stops_before_a_request_is_sent(
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
     )
     assert done.returncode == 5
     assert "min_free_mib" in done.stderr

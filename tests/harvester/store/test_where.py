@@ -122,7 +122,7 @@ def test_mixed_rows_are_named_and_chosen_everywhere(mock_teacher: Mock, tmp_path
     assert (counts.kept, dict(counts.dropped), counts.notes) == (3, {"where": 6}, ())
     assert Corpus.open(tmp_path / "later").count() == 3
     done = run_command(
-        "harvester", ["export", tmp_path / "store", tmp_path / "cli", "--where", "epoch = 0"], timeout=60
+        "harvester", ["export", tmp_path / "store", tmp_path / "cli", "--where", "epoch = 0"], timeout=240
     )
     assert done.returncode == 0, done.stderr
     assert "mixes rows of 2 system prompts" in done.stdout

@@ -203,7 +203,7 @@ def test_process_1_of_a_container_hears_sigterm(tmp_path, verb):
     words = as_first_process([sys.executable, "-c", code])
     if words is None:
         pytest.skip("no new process namespace here")
-    ended = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False, cwd=Path.cwd())
+    ended = subprocess.run(words, capture_output=True, text=True, timeout=240, check=False, cwd=Path.cwd())
     assert ended.returncode == 143, ended.stderr
 
 
