@@ -108,7 +108,7 @@ def systemd(harvest: Harvest) -> dict[str, str]:
             place=repr(folder),
             remedy=RENAME,
         )
-    events = [_calendar_event(opening) for opening in harvest.openings] or ["hourly"]
+    events = [event for opening in harvest.openings for event in _calendar_events(opening)] or ["hourly"]
     values = {
         "name": harvest.name,
         # A backslash at the end would join the next line.
@@ -127,7 +127,7 @@ def systemd(harvest: Harvest) -> dict[str, str]:
 
 
 def cron(harvest: Harvest) -> dict[str, str]:
-    """Return lines for `crontab -e`, one for each opening, which start every hour while it may work.
+    """Return lines for `crontab -e`, one or two for each opening, which start every hour while it may work.
 
     Raises:
         ConfigError: cron would change a path.
@@ -147,7 +147,7 @@ def cron(harvest: Harvest) -> dict[str, str]:
         if opening.zone != zone:
             zone = opening.zone
             lines.append(f"CRON_TZ={zone}")
-        lines.append(f"{_cron_event(opening)} {entry}")
+        lines += [f"{event} {entry}" for event in _cron_events(opening)]
     if zone:
         lines.append('CRON_TZ=""')  # lines after these use the machine's time zone again
     return {f"{harvest.name}.cron": "\n".join(lines) + "\n"}
@@ -197,12 +197,33 @@ def kubernetes(harvest: Harvest) -> dict[str, str]:
             "harvest.cronjob.yaml",
             {
                 "name": name,
-                "schedule": json.dumps(_cron_event(opening)),
+                "schedule": json.dumps(_cronjob_event(opening)),
                 "zone": json.dumps(opening.zone),
                 "job": textwrap.indent(pod.rstrip(), " " * 6),
             },
         )
     return files
+
+
+# What a pod of a CronJob runs in place of the command alone. A limit that the operator set (10), as the end
+# of the hours or a start outside them, and a store that the run of another opening holds (75) leave the rest
+# to the next start. Kubernetes would count such a Job as failed, and forget a real failure for it. SIGTERM is
+# passed on, for sh is process 1.
+_FOR_CRONJOB = """\
+run= stopped=
+trap 'stopped=1; [ -z "$run" ] || kill -TERM "$run"' TERM
+{command} &
+run=$!
+[ -z "$stopped" ] || kill -TERM "$run"
+wait "$run"
+code=$?
+while kill -0 "$run" 2>/dev/null; do # the trap ended the wait
+  wait "$run"
+  code=$?
+done
+case "$code" in 10|75) exit 0;; esac
+exit "$code"
+"""
 
 
 def _pod_commands(harvest: Harvest, store: str) -> dict[str, str]:
@@ -213,25 +234,31 @@ def _pod_commands(harvest: Harvest, store: str) -> dict[str, str]:
     run = ("run", str(MOUNT / harvest.config.name), *harvest.options)
     check = ("status", store, "--check", "--max-age", "10m")
     if harvest.shards == 1:
-        return {
+        command = f"harvester {shlex.join(run)}"
+        start = f"args: [{', '.join(map(yaml_argument, run))}]"
+        values = {
             "completions": "",
             "retries": "backoffLimit: 6",
             "failed": "FailJob",
-            "start": f"args: [{', '.join(map(yaml_argument, run))}]",
             "check": ", ".join(["harvester", *map(yaml_argument, check)]),
         }
-    shard = "$((JOB_COMPLETION_INDEX + 1))"
-    of_shard = f"{shlex.quote(store.rstrip('/'))}-{shard}-of-{harvest.shards}"
-    start = f"exec harvester {shlex.join(run)} --shard {shard}/{harvest.shards}"
-    check_shard = f"exec harvester status {of_shard} {shlex.join(check[2:])}"
-    return {
-        "completions": "completionMode: Indexed\n"
-        f"completions: {harvest.shards}\nparallelism: {harvest.shards}\n",
-        "retries": "backoffLimitPerIndex: 6",
-        "failed": "FailIndex",
-        "start": f"command: [sh, -c, {yaml_argument(start)}]",
-        "check": f"sh, -c, {yaml_argument(check_shard)}",
-    }
+    else:
+        shard = "$((JOB_COMPLETION_INDEX + 1))"
+        of_shard = f"{shlex.quote(store.rstrip('/'))}-{shard}-of-{harvest.shards}"
+        check_shard = f"exec harvester status {of_shard} {shlex.join(check[2:])}"
+        command = f"harvester {shlex.join(run)} --shard {shard}/{harvest.shards}"
+        start = f"command: [sh, -c, {yaml_argument(f'exec {command}')}]"
+        values = {
+            "completions": "completionMode: Indexed\n"
+            f"completions: {harvest.shards}\nparallelism: {harvest.shards}\n",
+            "retries": "backoffLimitPerIndex: 6",
+            "failed": "FailIndex",
+            "check": f"sh, -c, {yaml_argument(check_shard)}",
+        }
+    if harvest.openings:
+        script = _FOR_CRONJOB.format(command=checked(command)).replace("$", "$$")  # see `yaml_argument`
+        start = "command:\n  - sh\n  - -c\n  - |\n" + textwrap.indent(script.rstrip(), " " * 4)
+    return {**values, "start": textwrap.indent(start, " " * 8).lstrip()}  # as deep as in the template
 
 
 def slurm(harvest: Harvest) -> dict[str, str]:
@@ -255,32 +282,52 @@ def slurm(harvest: Harvest) -> dict[str, str]:
     return {f"{harvest.name}.sbatch": fill("harvest.sbatch", values)}
 
 
-def _starts(opening: Opening) -> tuple[list[int], list[int]]:
+def _starts(opening: Opening) -> list[tuple[frozenset[int], frozenset[int]]]:
     """Days of the week (Monday is 0) and hours at which to start, at the minute of the opening.
 
     When it opens, and every hour from then on while it is open: a run that ended meanwhile, for a teacher
     that was down, a long wait or a reboot, would else be started a day or a week later. A start while one is
-    running is none; days and hours are multiplied, so some starts are outside the hours, and end at once.
+    running is none. An opening across midnight has two such pairs, for its hours before and after.
     """
     end = opening.end if opening.end > opening.start else opening.end + 1440
-    starts = range(opening.start, end, 60)
-    days = {(day + start // 1440) % 7 for day in opening.days for start in starts}
-    return sorted(days), sorted({start // 60 % 24 for start in starts})
+    hours = [start // 60 for start in range(opening.start, end, 60)]
+    evening = frozenset(hour for hour in hours if hour < 24)
+    morning = frozenset(hour - 24 for hour in hours if hour >= 24)
+    if len(opening.days) == 7:
+        return [(opening.days, evening | morning)]
+    next_days = frozenset((day + 1) % 7 for day in opening.days)
+    return [(opening.days, evening), *([(next_days, morning)] if morning else [])]
 
 
-def _calendar_event(opening: Opening) -> str:
+def _calendar_events(opening: Opening) -> list[str]:
     """Return the starts as systemd.time(7) writes them."""
-    days, hours = _starts(opening)
-    on = "" if len(days) == 7 else ",".join(DAYS[day] for day in days) + " "
-    at = "*" if len(hours) == 24 else ",".join(f"{hour:02d}" for hour in hours)
-    return f"{on}*-*-* {at}:{opening.start % 60:02d}:00 {opening.zone}"
+    events = []
+    for days, hours in _starts(opening):
+        on = "" if len(days) == 7 else ",".join(DAYS[day] for day in sorted(days)) + " "
+        at = "*" if len(hours) == 24 else ",".join(f"{hour:02d}" for hour in sorted(hours))
+        events.append(f"{on}*-*-* {at}:{opening.start % 60:02d}:00 {opening.zone}")
+    return events
 
 
-def _cron_event(opening: Opening) -> str:
-    """Return minute, hours and days of the week; in crontab(5) 0 is Sunday."""
-    days, hours = _starts(opening)
+def _cron_events(opening: Opening) -> list[str]:
+    """Return minute, hours and days of the week of the starts, as in crontab(5)."""
+    return [_cron_event(opening, days, hours) for days, hours in _starts(opening)]
+
+
+def _cronjob_event(opening: Opening) -> str:
+    """Return one event that has all starts, and for an opening across midnight further ones.
+
+    A CronJob has one schedule, and two CronJobs would both start what one of them runs already.
+    """
+    pairs = _starts(opening)
+    days, hours = (frozenset().union(*parts) for parts in zip(*pairs, strict=True))
+    return _cron_event(opening, days, hours)
+
+
+def _cron_event(opening: Opening, days: frozenset[int], hours: frozenset[int]) -> str:
+    """Return minute, hours and days; in crontab(5) 0 is Sunday."""
     on = "*" if len(days) == 7 else ",".join(str(day) for day in sorted((d + 1) % 7 for d in days))
-    at = "*" if len(hours) == 24 else ",".join(map(str, hours))
+    at = "*" if len(hours) == 24 else ",".join(map(str, sorted(hours)))
     return f"{opening.start % 60} {at} * * {on}"
 
 

@@ -11,9 +11,11 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
+from random import Random
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 import yaml
@@ -22,7 +24,7 @@ from harvester import errors
 from harvester.cli import service_units
 from harvester.cli.explain import error_classes
 from harvester.config.run_section import BudgetSection
-from harvester.config.schedule import parse
+from harvester.config.schedule import DAYS, parse
 from harvester.errors import ConfigError
 from harvester.system import unit_text
 
@@ -79,8 +81,8 @@ def test_systemd_runs_it_as_a_notify_service_and_restarts_only_what_may_mend(tmp
     assert fine == {10, 130, 143}
     timer = section(files["harvest-x.timer"])["Timer"]
     assert (timer["Unit"], timer["Persistent"]) == ("harvest-x.service", "true")
-    nights = "Mon,Tue,Wed,Thu,Fri,Sat *-*-* 00,01,02,03,04,05,06,22,23:30:00 Europe/Berlin"
-    assert f"OnCalendar={nights}\n" in files["harvest-x.timer"]
+    for nights in ("Mon,Tue,Wed,Thu,Fri *-*-* 22,23", "Tue,Wed,Thu,Fri,Sat *-*-* 00,01,02,03,04,05,06"):
+        assert f"OnCalendar={nights}:30:00 Europe/Berlin\n" in files["harvest-x.timer"]
     assert "OnCalendar=Sat,Sun *-*-* *:00:00 UTC\n" in files["harvest-x.timer"]
 
 
@@ -139,11 +141,23 @@ def test_a_program_with_a_dollar_is_found_by_systemd(tmp_path: Path) -> None:
         service_units.systemd(replace(harvest(tmp_path), command=["/a/${HOME}/python", "-m", "harvester"]))
 
 
+def words_of(container: dict[str, Any]) -> list[str]:
+    """The arguments of `harvester` in the shell of a CronJob's pod."""
+    (shell, option, script) = [word.replace("$$", "$") for word in container["command"]]
+    assert (shell, option) == ("sh", "-c")
+    (line,) = [line for line in script.splitlines() if line.startswith("harvester ")]
+    assert line.endswith(" &")
+    return shlex.split(line[:-2])[1:]
+
+
 def test_kubernetes_takes_odd_names_literally_and_long_ones_not(tmp_path: Path) -> None:
     odd = replace(harvest(tmp_path), config=tmp_path / "a$(HOME)$$b😀.toml", store="st$ore")
     (text, _) = service_units.kubernetes(odd).values()
     (container,) = yaml.safe_load(text)["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
-    assert container["args"] == ["run", "/harvest/a$$(HOME)$$$$b😀.toml"]
+    assert words_of(container) == ["run", "/harvest/a$(HOME)$$b😀.toml"]
+    (text,) = service_units.kubernetes(replace(odd, openings=())).values()
+    (alone,) = yaml.safe_load(text)["spec"]["template"]["spec"]["containers"]
+    assert alone["args"] == ["run", "/harvest/a$$(HOME)$$$$b😀.toml"]
     assert container["livenessProbe"]["exec"]["command"][2] == "/harvest/st$$ore"
     assert len(service_units.kubernetes(replace(odd, name="x" * 50))) == 2
     with pytest.raises(ConfigError, match="52 characters"):
@@ -199,11 +213,12 @@ def test_cron_lines_name_minute_hour_days_and_zone(tmp_path: Path) -> None:
     text = service_units.cron(harvest(odd))["harvest-x.cron"]
     lines = [line for line in text.splitlines() if not line.startswith("#")]
     assert lines[0] == "CRON_TZ=Europe/Berlin"
-    assert lines[2] == "CRON_TZ=UTC"
-    assert lines[4:] == ['CRON_TZ=""']  # cronie: empty is the machine's own again
-    matches = [CRON.match(line) for line in (lines[1], lines[3])]
+    assert lines[3] == "CRON_TZ=UTC"
+    assert lines[5:] == ['CRON_TZ=""']  # cronie: empty is the machine's own again
+    matches = [CRON.match(lines[number]) for number in (1, 2, 4)]
     assert [match.groups()[:5] if match else None for match in matches] == [
-        ("30", "0,1,2,3,4,5,6,22,23", "*", "*", "1,2,3,4,5,6"),
+        ("30", "22,23", "*", "*", "1,2,3,4,5"),
+        ("30", "0,1,2,3,4,5,6", "*", "*", "2,3,4,5,6"),
         ("0", "*", "*", "*", "0,6"),
     ]
     assert matches[0] is not None
@@ -216,38 +231,74 @@ def test_cron_lines_name_minute_hour_days_and_zone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("hours", "event"),
+    ("hours", "events"),
     [
-        ("Mon-Fri 09:15-17:00", "15 9,10,11,12,13,14,15,16 * * 1,2,3,4,5"),
-        ("09:00-09:30", "0 9 * * *"),
-        ("Sun 23:00-01:00", "0 0,23 * * 0,1"),
-        ("Fri 23:30-00:15", "30 23 * * 5"),
-        ("Mon-Sun 00:00-24:00", "0 * * * *"),
-        ("Wed 06:45-06:30", "45 * * * 3,4"),
+        ("Mon-Fri 09:15-17:00", ["15 9,10,11,12,13,14,15,16 * * 1,2,3,4,5"]),
+        ("09:00-09:30", ["0 9 * * *"]),
+        ("Sun 23:00-01:00", ["0 23 * * 0", "0 0 * * 1"]),
+        ("Fri 23:30-00:15", ["30 23 * * 5"]),
+        ("22:00-02:00", ["0 0,1,22,23 * * *"]),
+        ("Mon-Sun 00:00-24:00", ["0 * * * *"]),
     ],
 )
-def test_a_run_that_ended_within_the_hours_is_started_again_within_an_hour(
-    tmp_path: Path, hours: str, event: str
-) -> None:
-    opening = parse(f"{hours} UTC")
-    assert (
-        service_units.cron(harvest(tmp_path, [opening]))["harvest-x.cron"]
-        .splitlines()[4]
-        .startswith(f"{event} cd ")
-    )
+def test_an_opening_across_midnight_has_two_events(tmp_path: Path, hours: str, events: list[str]) -> None:
+    lines = service_units.cron(harvest(tmp_path, [parse(f"{hours} UTC")]))["harvest-x.cron"].splitlines()
+    assert [line.partition(" cd ")[0] for line in lines if " cd " in line] == events
+
+
+MONDAY = datetime(2027, 1, 4)
+
+
+def cron_starts(event: str) -> set[datetime]:
+    """The wall-clock times at which an event starts something in two weeks."""
     (minute, at, _, _, on) = event.split()
-    at_hours = set(range(24)) if at == "*" else set(map(int, at.split(",")))
-    on_days = set(range(7)) if on == "*" else {(int(day) - 1) % 7 for day in on.split(",")}
-    monday = datetime(2027, 1, 4, tzinfo=UTC)
-    for number in range(7 * 24 * 60):  # every minute of a week
-        now = monday + timedelta(minutes=number)
-        span = opening.on(now.date())
-        if span is not None and span[0] == now.timestamp():  # it opens: every hour from here to its end
-            starts = [now + timedelta(hours=more) for more in range(24)]
-            for start in starts:
-                if start.timestamp() < span[1]:
-                    assert start.minute == int(minute)
-                    assert (start.hour in at_hours, start.weekday() in on_days) == (True, True)
+    hours = range(24) if at == "*" else [int(hour) for hour in at.split(",")]
+    days = range(7) if on == "*" else {(int(day) - 1) % 7 for day in on.split(",")}
+    return {
+        MONDAY + timedelta(days=day, hours=hour, minutes=int(minute))
+        for day in range(14)
+        if day % 7 in days
+        for hour in hours
+    }
+
+
+def calendar_starts(event: str) -> set[datetime]:
+    """The same of an event of systemd, by its own words."""
+    match = re.fullmatch(r"(?:(\S+) )?\*-\*-\* (\S+):(\d\d):00 \S+", event)
+    assert match is not None
+    days = [str((DAYS.index(day) + 1) % 7) for day in match[1].split(",")] if match[1] else ["*"]
+    return cron_starts(f"{int(match[3])} {match[2]} * * {','.join(days)}")
+
+
+def test_every_hour_of_an_opening_has_a_start_and_none_lies_outside(tmp_path: Path) -> None:
+    """So a run that ended within the hours is started again within an hour, in any time zone."""
+    random = Random(1)
+    across_midnight = 0
+    for _ in range(300):
+        days = ",".join(random.sample(DAYS, random.randint(1, 7)))
+        start, end = random.sample(range(0, 1440, 15), 2)
+        zone = random.choice(["UTC", "Europe/Berlin", "Asia/Kolkata", "Pacific/Auckland"])
+        opening = parse(f"{days} {start // 60:02d}:{start % 60:02d}-{end // 60:02d}:{end % 60:02d} {zone}")
+        across_midnight += end < start
+        wanted = set()
+        for day in range(-1, 14):
+            span = opening.on((MONDAY + timedelta(days=day)).date())
+            if span is not None:
+                first = datetime.fromtimestamp(span[0], ZoneInfo(zone)).replace(tzinfo=None)
+                hours = range(-(int(span[0] - span[1]) // 3600))  # begun ones
+                wanted |= {first + timedelta(hours=hour) for hour in hours}
+        wanted = {start for start in wanted if MONDAY <= start < MONDAY + timedelta(days=14)}
+        planned = harvest(tmp_path, [opening])
+        lines = service_units.cron(planned)["harvest-x.cron"].splitlines()
+        events = [line.partition(" cd ")[0] for line in lines if " cd " in line]
+        assert set().union(*map(cron_starts, events)) == wanted, opening
+        assert sum(len(cron_starts(event)) for event in events) == len(wanted)  # none twice
+        timer = service_units.systemd(planned)["harvest-x.timer"].splitlines()
+        events = [line.partition("=")[2] for line in timer if line.startswith("OnCalendar=")]
+        assert set().union(*map(calendar_starts, events)) == wanted, opening
+        (text,) = service_units.kubernetes(planned).values()
+        assert cron_starts(yaml.safe_load(text)["spec"]["schedule"]) >= wanted, opening
+    assert across_midnight > 50
 
 
 def test_kubernetes_starts_one_at_a_time_and_never_retries_what_retrying_cant_mend(tmp_path: Path) -> None:
@@ -272,7 +323,7 @@ def test_kubernetes_starts_one_at_a_time_and_never_retries_what_retrying_cant_me
     assert pod["restartPolicy"] == "Never"  # podFailurePolicy demands it
     assert rule["onExitCodes"]["containerName"] == container["name"]
     assert pod["terminationGracePeriodSeconds"] >= 25 + 30
-    assert container["args"] == ["run", "/harvest/harvest.toml"]
+    assert words_of(container) == ["run", "/harvest/harvest.toml"]
     assert container["livenessProbe"]["exec"]["command"][:4] == [
         "harvester",
         "status",
@@ -285,6 +336,40 @@ def test_kubernetes_starts_one_at_a_time_and_never_retries_what_retrying_cant_me
     assert container["securityContext"]["readOnlyRootFilesystem"] is True
     volume = pod["volumes"][0]
     assert volume["name"] == container["volumeMounts"][0]["name"]
+
+
+def started_by_cronjob(folder: Path, harvester: str, shards: int = 1) -> subprocess.Popen[str]:
+    """A pod's shell with a program of that text in place of `harvester`."""
+    program = folder / "harvester"
+    program.write_text(f"#!/bin/sh\n{harvester}\n")
+    program.chmod(0o755)
+    (text, _) = service_units.kubernetes(replace(harvest(folder), shards=shards)).values()
+    (container,) = yaml.safe_load(text)["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    (_, _, script) = [word.replace("$$", "$") for word in container["command"]]
+    path = f"{folder}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "JOB_COMPLETION_INDEX": "2"}
+    return subprocess.Popen(["sh", "-c", script], env=environment, stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize(("ended", "code"), [(0, 0), (10, 0), (75, 0), (1, 1), (3, 3), (77, 77), (143, 143)])
+def test_a_start_outside_the_hours_is_no_failed_job(tmp_path: Path, ended: int, code: int) -> None:
+    for shards, words in ((1, ""), (8, " --shard 3/8")):
+        pod = started_by_cronjob(tmp_path, f'echo "$@"; exit {ended}', shards)
+        shown, _ = pod.communicate(timeout=60)
+        assert (shown, pod.returncode) == (f"run /harvest/harvest.toml{words}\n", code)
+
+
+def test_a_pod_of_a_cronjob_that_is_stopped_drains(tmp_path: Path) -> None:
+    drains = (
+        "trap 'echo draining; sleep 0.2; echo drained; exit 143' TERM; echo up; while :; do sleep 0.05; done"
+    )
+    pod = started_by_cronjob(tmp_path, drains)
+    assert pod.stdout is not None
+    assert pod.stdout.readline() == "up\n"
+    pod.terminate()
+    assert pod.stdout.read() == "draining\ndrained\n"
+    assert pod.wait(60) == 143
+    pod.stdout.close()
 
 
 def test_kubernetes_without_hours_is_a_job(tmp_path: Path) -> None:
@@ -345,6 +430,6 @@ def test_a_ceiling_of_one_run_holds_for_the_store_in_units(
     assert ("--budget-per store" in service_units.cron(planned)["harvest-x.cron"]) == renewed
     for text in service_units.kubernetes(planned).values():
         pod = yaml.safe_load(text)["spec"]["jobTemplate"]["spec"]["template"]["spec"]
-        assert ("--budget-per" in pod["containers"][0]["args"]) == renewed
+        assert ("--budget-per" in words_of(pod["containers"][0])) == renewed
     lasting = [f"[budget.{span}]" for span in ("store", "day") if span in budget]
     assert all(span in service for span in lasting)

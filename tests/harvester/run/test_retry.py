@@ -158,3 +158,16 @@ def test_a_passing_4xx_is_asked_again_in_the_next_run(
     mock.set_faults([])
     again = run_again(tmp_path)
     assert (again.exit_code, again.counts.requests_sent, again.counts.dead) == (0, 1, 0)
+
+
+def test_a_complete_run_with_too_many_failures_sends_nothing_when_it_is_started_again(
+    mock_teacher: Mock, tmp_path: Path
+) -> None:
+    """A timer starts it every hour of its hours; docs/how-to/long-job.md says so."""
+    mock = mock_teacher()
+    fault = [{"action": "status", "status": 400, "every": 3}]
+    assert run_harvest(mock, tmp_path, fault, prompts=MANY[:10]).exit_code == 3
+    received = mock.state()["received"]
+    assert received > 0
+    assert run_harvest(mock, tmp_path, fault, prompts=MANY[:10]).exit_code == 3
+    assert mock.state()["received"] == received
