@@ -23,8 +23,19 @@ _PARTS_IN_COLUMN = '[{"'
 _EXTRA_FIELDS = ("name", "tool_call_id", "tool_calls", "reasoning_content", "reasoning", "thinking")
 
 
+# Why a row can't be restored.
+NOT_TEXT = "content that is not text"
+CONTINUES = "continues an answer that was begun for the teacher"
+# Names by which a message asks that it be continued (DeepSeek and Mistral; Qwen).
+_BEGUN = ("prefix", "partial")
+
+
 class UnsupportedContent(ValueError):
-    """A message has a content that is neither text nor a list of text parts, such as an image."""
+    """A row can't be restored; the message says why.
+
+    A message has a content that is neither text nor a list of text parts, such as an image. Or the teacher
+    went on with an answer that was begun for it: chat templates open a further one.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +78,11 @@ def request_beyond_columns(sample: Sample) -> str:
     is_plain = all(isinstance(m.get("content"), str) and set(m) <= {"role", "content"} for m in messages)
     # A text that looks like parts: only the request tells that it is none.
     is_plain = is_plain and not any(m["content"].startswith(_PARTS_IN_COLUMN) for m in messages)
-    if is_plain and not tools:
+    begun = _is_begun(request)
+    if is_plain and not tools and not begun:
         return ""
-    return json.dumps({"messages": messages, "tools": tools or []}, ensure_ascii=False)
+    kept = {"messages": messages, "tools": tools or [], **({"continue_final_message": True} if begun else {})}
+    return json.dumps(kept, ensure_ascii=False)
 
 
 def conversation_of(sample: Sample, request_json: str | None = None) -> Conversation:
@@ -83,10 +96,21 @@ def conversation_of(sample: Sample, request_json: str | None = None) -> Conversa
     """
     request = _load_object(sample.request_json if request_json is None else request_json)
     messages = request.get("messages")
+    if _is_begun(request):
+        raise UnsupportedContent(CONTINUES)
     if isinstance(messages, list) and _columns(messages) == _columns(sample.messages):
         tools = tuple(tool for tool in request.get("tools") or () if isinstance(tool, Mapping))
         return Conversation(tuple(map(_normalised, messages)), tools)
     return Conversation(tuple({**m, "content": _text_of_column(m.get("content"))} for m in sample.messages))
+
+
+def _is_begun(request: Mapping[str, Any]) -> bool:
+    """Whether a request asks the teacher to go on with the last message, an answer that was begun for it."""
+    messages = request.get("messages")
+    last = messages[-1] if isinstance(messages, list) and messages else None
+    if not isinstance(last, Mapping) or last.get("role") != "assistant":
+        return False
+    return request.get("continue_final_message") is True or any(last.get(name) is True for name in _BEGUN)
 
 
 def _columns(messages: Sequence[Message]) -> list[tuple[Any, str]]:
@@ -113,7 +137,7 @@ def _joined_text(content: Any) -> str:
     if content is None or isinstance(content, str):
         return content or ""
     if not isinstance(content, list) or not all(map(_is_text_part, content)):
-        raise UnsupportedContent("a message holds something other than text")
+        raise UnsupportedContent(NOT_TEXT)
     return PART_SEPARATOR.join(part if isinstance(part, str) else part["text"] for part in content)
 
 
@@ -146,10 +170,15 @@ def _with_argument_object(call: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**call, "function": {**function, "arguments": arguments}}
 
 
-def has_text_only(sample: Sample) -> bool:
-    """Whether every message of a row is text, so that `conversation_of` can restore it."""
+def why_not_restored(sample: Sample) -> str:
+    """Return why `conversation_of` can't restore a row; "" if it can."""
     try:
         conversation_of(sample)
-    except UnsupportedContent:
-        return False
-    return True
+    except UnsupportedContent as error:
+        return str(error)
+    return ""
+
+
+def has_text_only(sample: Sample) -> bool:
+    """Whether `conversation_of` can restore a row."""
+    return not why_not_restored(sample)

@@ -30,12 +30,11 @@ from trainer.data import answers, shared_questions, soft_targets
 from trainer.data.chat_template import Example, Renderer
 from trainer.data.conversation import (
     conversation_of,
-    has_text_only,
     request_beyond_columns,
+    why_not_restored,
 )
 from trainer.data.held_out import HeldOut, held_out_examples, prompts_of_samples
 from trainer.data.row_rules import (
-    NOT_TEXT,
     answer_of,
     exclusion_reason,
     longest_row,
@@ -245,7 +244,8 @@ def read(config: TrainConfig, only: Collection[str] | None = None, *, learns: bo
     learned_keys: set[str] = set()
     for sample, key, split in entries:
         if split != "train":
-            excluded[NOT_TEXT] += not has_text_only(sample)
+            if why_not := why_not_restored(sample):
+                excluded[why_not] += 1
             continue
         reason = exclusion_reason(sample, config.data) or ("leaked" if key in held_out_keys else "")
         reason = reason or ("shared answer" if sample.key in learned_keys else "")

@@ -10,12 +10,9 @@ from harvester.api.types import Outcome
 from harvester.quality.held_out import is_drawn, named_split
 from harvester.store.shards.schema import Sample
 from trainer.config import DataSection, TrainConfig
-from trainer.data.conversation import has_text_only
+from trainer.data.conversation import why_not_restored
 from trainer.data.token_alignment import TeacherText
 from trainer.model import weights
-
-# Why a row with an image is left out.
-NOT_TEXT = "content that is not text"
 
 # Plain text around reasoning that is learned as part of the answer.
 INLINE_REASONING = ("<think>\n", "\n</think>\n\n")
@@ -44,11 +41,11 @@ def split_of(sample: Sample, key: str, data: DataSection) -> str:
     return "held_out" if sample.purpose == "eval" or is_drawn(key, data.eval_share) else "train"
 
 
-def exclusion_reason(sample: Sample, data: DataSection, *, has_text: bool | None = None) -> str:
+def exclusion_reason(sample: Sample, data: DataSection, *, why_not: str | None = None) -> str:
     """Return why a row can't be learned whatever split it is in; "" if it can.
 
     Args:
-        has_text: whether all of its messages are text; None: look.
+        why_not: why what the teacher was asked can't be restored, "" if it can; None: look.
     """
     if sample.outcome == Outcome.TRUNCATED:
         if data.truncated == "exclude":
@@ -57,7 +54,7 @@ def exclusion_reason(sample: Sample, data: DataSection, *, has_text: bool | None
         return str(sample.outcome)
     if not (sample.completion or "").strip():
         return "empty"
-    return "" if (has_text_only(sample) if has_text is None else has_text) else NOT_TEXT
+    return why_not_restored(sample) if why_not is None else why_not
 
 
 def answer_of(sample: Sample, data: DataSection) -> str:

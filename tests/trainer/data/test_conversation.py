@@ -83,6 +83,37 @@ def test_parts_calls_and_schemas_are_in_the_prompt_as_the_teacher_had_them(run_t
 
 
 @pytest.mark.parametrize("stored", [False, True])
+@pytest.mark.parametrize(
+    ("of_message", "of_request"),
+    [({"prefix": True}, {}), ({"partial": True}, {}), ({}, {"continue_final_message": True})],
+)
+def test_rows_that_continue_a_begun_answer_are_left_out_by_name(
+    toml,  # noqa: F811
+    monkeypatch,
+    of_message,
+    of_request,
+    stored,
+):
+    """A chat template closes the turn that was begun, and opens another one."""
+    if stored:
+        monkeypatch.setattr(dataset, "STORED_ROWS", 1)
+    begun = [USER, {"role": "assistant", "content": "It is", **of_message}]
+    rows = [
+        asked(10, begun, " raining.", **of_request),
+        asked(11, [USER, {"role": "assistant", "content": "It is."}], "Is it?"),
+        asked(12, [*begun, USER], "Yes.", **of_request),
+        replace(asked(13, begun, " dry.", **of_request), metadata_json='{"split": "test"}'),
+    ]
+    store(toml, rows, tiny.CHATML)
+    settings_for_long_rows(toml)
+    inputs = read_inputs(config.load(toml), rehearses=False)
+    reason = "continues an answer that was begun for the teacher"
+    assert dict(inputs.dataset.excluded) == {reason: 2}
+    assert len(inputs.dataset.examples) == 6
+    assert not list(inputs.rows.held_out)
+
+
+@pytest.mark.parametrize("stored", [False, True])
 @pytest.mark.parametrize("kind", ["text", "event"])
 def test_a_text_that_looks_like_parts_is_learned_as_the_text_that_was_sent(toml, monkeypatch, kind, stored):  # noqa: F811
     if stored:

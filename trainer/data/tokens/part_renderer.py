@@ -7,7 +7,6 @@ import json
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from itertools import islice
 from typing import Any
 
@@ -182,13 +181,16 @@ class _Row:
         self.origin = fingerprint.origin_sha256(sample)
         self.sample = sample
         self.conversation: Conversation | None = None
-        with suppress(UnsupportedContent):
+        why_not = ""
+        try:
             self.conversation = conversation_of(sample, request_beyond_columns(sample))
+        except UnsupportedContent as error:
+            why_not = str(error)
         self.prompt = prompt_key(sample.messages)
         split = row_rules.split_of(sample, self.prompt, data)
         has_text = self.conversation is not None
-        unusable = row_rules.exclusion_reason(sample, data, has_text=has_text)
-        self.reason = unusable if split == "train" else "" if has_text else row_rules.NOT_TEXT
+        unusable = row_rules.exclusion_reason(sample, data, why_not=why_not)
+        self.reason = unusable if split == "train" else why_not
         self.answer = row_rules.answer_of(sample, data)
         self.thought = row_rules.reasoning_of(sample, data)
         self.text = ""

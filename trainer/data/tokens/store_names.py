@@ -16,7 +16,7 @@ from trainer.data.chat_template import Renderer
 from trainer.model import weights
 
 # Version of what is written. A new one finds nothing of an older one.
-FORMAT = 5
+FORMAT = 6
 
 # Settings of `[data]` that decide what a part has in it, and those that choose among its rows.
 _OF_PARTS = ("split_field", "eval_share", "truncated", "reasoning", "where")
