@@ -51,7 +51,8 @@ def eos_ids(base: Mapping[str, Any], stop_id: int) -> int | list[int]:
     """
     base_eos = base.get("eos_token_id")
     others = base_eos if isinstance(base_eos, list) else [] if base_eos is None else [base_eos]
-    ids = list(dict.fromkeys([stop_id, *map(int, others)]))
+    # Bases hold null or -1 there, too, where they mean none.
+    ids = list(dict.fromkeys([stop_id, *(each for each in others if type(each) is int and each >= 0)]))
     return ids if len(ids) > 1 else stop_id
 
 

@@ -156,7 +156,16 @@ def test_the_vllm_command_has_the_rank_it_needs_or_the_reason_why_not(tmp_path, 
 
 @pytest.mark.parametrize(
     ("base", "wanted"),
-    [({}, 7), ({"eos_token_id": 7}, 7), ({"eos_token_id": 2}, [7, 2]), ({"eos_token_id": [2, 7]}, [7, 2])],
+    [
+        *(
+            ({}, 7),
+            ({"eos_token_id": 7}, 7),
+            ({"eos_token_id": 2}, [7, 2]),
+            ({"eos_token_id": [2, 7]}, [7, 2]),
+        ),
+        *(({"eos_token_id": none}, 7) for none in (None, [None], -1, [-1], [True], ["2"], {})),
+        ({"eos_token_id": [None, 2, -1]}, [7, 2]),
+    ],
 )
 def test_an_answer_ends_at_the_templates_end_of_turn_first(base, wanted):
     assert serving.eos_ids(base, 7) == wanted
