@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from harvester.config.config import load as load_harvest
 from harvester.store.reader import Corpus
 from harvester.system import failpoints
 from harvester.system.files import sha256_of
@@ -31,6 +30,7 @@ from trainer.data.student_tokens import StudentTokens
 from trainer.data.teacher_tokens import TokenTable
 from trainer.data.tokens.builder import Progress, no_progress
 from trainer.errors import DataError
+from trainer.experiments.harvest_file import teacher_id
 from trainer.experiments.harvests import Harvests
 from trainer.experiments.pool import PoolPrompt
 from trainer.experiments.power_law import Floats, percentiles
@@ -47,6 +47,7 @@ from trainer.onpolicy.texts import (
     TeacherTemplate,
     TextToScore,
     count_answers,
+    dollars_of_scores,
     groups_of,
     read_scores,
     text_to_score,
@@ -110,7 +111,7 @@ class OnPolicy:
             )
         self._folder = files.folder / "runs" / self._key()[:16]
         self._harvests = Harvests(files)
-        self._teacher_id = load_harvest(files.harvest).teacher.teacher_id
+        self._teacher_id = teacher_id(files.harvest)
         self._student = OnPolicyStudent(self._config, self._renderer, files.start)
         self._rounds: list[dict[str, Any]] = []
         self._measured: list[dict[str, Any]] = []
@@ -356,12 +357,6 @@ class OnPolicy:
         return str(write_adapter(self._student.model, self._renderer, config, rows, on_policy=words))
 
     def _result(self, ending: str, adapter: str) -> dict[str, Any]:
-        corpus = Corpus.open(self._files.train.corpus)
-        microusd = sum(
-            sample.cost_microusd
-            for sample in corpus.samples(["outcome", "cost_microusd", "key"])
-            if sample.outcome == "scored"
-        )
         return {
             "schema": SCHEMA,
             "ending": ending,
@@ -373,7 +368,7 @@ class OnPolicy:
             "rounds": self._rounds,
             "held_out": [{k: v for k, v in row.items() if k != BY_PROMPT} for row in self._measured],
             "fall": self._fall(),
-            "dollars": microusd / 1e6 if microusd else None,
+            "dollars": dollars_of_scores(Corpus.open(self._files.train.corpus), self._teacher_id),
             "adapter": adapter,
             "adapter_sha256": self._student.sha256(),
         }

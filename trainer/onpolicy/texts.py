@@ -177,6 +177,20 @@ def read_scores(
     return scores
 
 
+def dollars_of_scores(corpus: Corpus, teacher_id: str) -> float | None:
+    """Return what a teacher's scored texts in the store cost; None without a price.
+
+    Raises:
+        StoreError, StoreCorrupt: a shard is missing or damaged.
+    """
+    microusd = sum(
+        sample.cost_microusd
+        for sample in corpus.samples(["outcome", "teacher_id", "cost_microusd", "key"])
+        if sample.outcome == Outcome.SCORED.value and sample.teacher_id == teacher_id
+    )
+    return microusd / 1e6 if microusd else None
+
+
 def groups_of(
     answer: Answer, text: TextToScore | None, scored: Scored | None, tokens: StudentTokens
 ) -> Groups:

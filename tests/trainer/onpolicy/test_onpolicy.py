@@ -16,6 +16,8 @@ from harvester.mock_teacher.settings import MockSettings
 from harvester.store.reader import Corpus
 from tests.trainer.command_line import run_trainer  # noqa: F401 - a fixture
 from trainer.config import DataSection
+from trainer.errors import ConfigError
+from trainer.experiments.harvest_file import teacher_id
 from trainer.onpolicy.config import load_onpolicy
 from trainer.onpolicy.prompts import of_round, read_prompts, sample_seed
 
@@ -75,6 +77,10 @@ def teacher() -> Iterator[RunningMock]:
 @pytest.mark.slow
 def test_a_round_answers_scores_and_learns_and_is_not_repeated(run_trainer, tmp_path, teacher):  # noqa: F811
     toml = experiment(tmp_path, teacher.base_url)
+    harvest = tmp_path / "harvest.toml"
+    # Tables that scoring doesn't read need not be right.
+    wrong = harvest.read_text().partition("[prompts]")[0] + "[accept]\nof = 0\n[sampling]\nsamples = -1\n"
+    harvest.write_text(wrong)
     code, out, err = run_trainer("onpolicy", toml, "--json")
     assert code == 0, err
     result = json.loads(out)
@@ -219,6 +225,21 @@ def test_a_budget_that_allows_no_round_says_so(run_trainer, tmp_path, teacher): 
 def test_a_wrong_onpolicy_toml_is_refused_in_words(run_trainer, tmp_path, keys, message):  # noqa: F811
     code, _, err = run_trainer("onpolicy", experiment(tmp_path, "http://127.0.0.1:9/v1", **keys))
     assert (code, message in err) == (2, True), err
+
+
+def test_only_the_teacher_of_a_harvest_toml_is_looked_at(tmp_path):
+    teacher = '[teacher]\nbase_url = "http://127.0.0.1:9/v1"\nmodel = "m"\nterms = "mock-teacher"\n'
+    path = tmp_path / "harvest.toml"
+    for rest in ("", "[prompts]\n", "[accept]\nof = 0\n[sampling]\nsamples = -1\n[canary]\nx = 1\n"):
+        path.write_text(teacher + rest)
+        assert teacher_id(path) == "http://127.0.0.1:9/v1|m"
+    for text, message in (
+        ("[prompts]\n", "teacher: is missing"),
+        (teacher.replace("model = ", "modle = "), "unknown key 'teacher.modle'"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=message):
+            teacher_id(path)
 
 
 def test_held_out_prompts_are_never_learned_from(tmp_path):

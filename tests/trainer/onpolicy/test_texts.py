@@ -15,7 +15,14 @@ from trainer.data.teacher_tokens import TokenTable
 from trainer.experiments.pool import PoolPrompt
 from trainer.model.generate import Answer
 from trainer.onpolicy.groups import UNSCORED
-from trainer.onpolicy.texts import Scored, TeacherTemplate, groups_of, read_scores, text_to_score
+from trainer.onpolicy.texts import (
+    Scored,
+    TeacherTemplate,
+    dollars_of_scores,
+    groups_of,
+    read_scores,
+    text_to_score,
+)
 
 LLAMA = (
     "{% for m in messages %}<s>{{ m['role'] }}: {{ m['content'] }}</s>{% endfor %}"
@@ -122,6 +129,7 @@ def test_scores_of_another_teacher_in_the_store_are_not_taken(student, template,
                 teacher_id=teacher,
                 request_json=request,
                 logprobs=[teacher_logprobs.entry(b"hi", -number, [(b"hi", -number)] * bool(listed))],
+                cost_microusd=number * 1000,
             )
             for number, teacher in enumerate(["http://a/v1|m", "http://b/v1|m", "http://c/v1|m"], 1)
         ],
@@ -132,7 +140,9 @@ def test_scores_of_another_teacher_in_the_store_are_not_taken(student, template,
         assert scores[text.asked].tokens == ((b"hi", -float(number)),)
         if listed:
             assert scores[text.asked].listed.log_probs.tolist() == [[-float(number)] * 2]
+        assert dollars_of_scores(Corpus.open(corpus), teacher) == pytest.approx(number / 1000)
     assert read_scores(Corpus.open(corpus), [text], "http://d/v1|m", None) == {}
+    assert dollars_of_scores(Corpus.open(corpus), "http://d/v1|m") is None
 
 
 def test_prompts_with_the_teachers_special_tokens_are_left_out(template):
