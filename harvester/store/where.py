@@ -68,6 +68,9 @@ _PLAIN_COLUMNS = frozenset(
     }
 )
 
+# Columns that only the reply fills: what a request is paid for does not depend on them.
+_COLUMNS_OF_REPLIES = frozenset({"outcome", "response_model", "provider"})
+
 
 @dataclass(frozen=True, slots=True)
 class _Condition:
@@ -79,6 +82,10 @@ class _Condition:
 
     def holds(self, sample: Sample) -> bool:
         return any(_equal(value, wanted) for value in self.read(sample) for wanted in self.values)
+
+    @property
+    def is_of_reply(self) -> bool:
+        return self.column in _COLUMNS_OF_REPLIES
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +153,17 @@ class Where:
                 (*conditions, _Condition("run_id", runs, _FIELDS["run"][1])) if epochs else conditions
             )
         return replace(self, conditions=parts[0], without=parts[1], epochs=(), without_epochs=())
+
+    def of_requests(self) -> Where:
+        """Return the condition without what it says of replies.
+
+        It chooses the rows that would be chosen if their outcome, or the model or provider that replied, were
+        another. So a `not` that also asks for one of these leaves out no request.
+        """
+        asked = tuple(condition for condition in self.conditions if not condition.is_of_reply)
+        if any(condition.is_of_reply for condition in self.without):
+            return replace(self, conditions=asked, without=(), without_epochs=())
+        return replace(self, conditions=asked)
 
     @property
     def chooses_all(self) -> bool:

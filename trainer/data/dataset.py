@@ -278,8 +278,11 @@ def read(config: TrainConfig, only: Collection[str] | None = None, *, learns: bo
     return Rows(chosen.samples, held_out, +excluded, lineages, origins, chosen.weights, signal, mixed)
 
 
-def chosen_samples(config: TrainConfig, columns: Sequence[str]) -> Iterator[Sample]:
-    """Yield the answers of the corpus that `[data] where` chooses, of every split.
+def paid_samples(config: TrainConfig, columns: Sequence[str]) -> Iterator[Sample]:
+    """Yield the answers of the corpus that were asked as `[data] where` says, of every split.
+
+    An answer that it leaves out for its outcome, or for the model or provider that gave it, is one of them:
+    it was paid for as the others were, and so will be further ones.
 
     Args:
         columns: that are needed; those of the condition are read, too.
@@ -287,7 +290,9 @@ def chosen_samples(config: TrainConfig, columns: Sequence[str]) -> Iterator[Samp
     Raises:
         StoreError, StoreCorrupt: a shard is missing or damaged.
     """
-    where = Where.parse(config.data.where).bind(config.corpus) if config.data.where else None
+    where = None
+    if config.data.where:
+        where = Where.parse(config.data.where).of_requests().bind(config.corpus)
     wanted = dict.fromkeys(("outcome", *columns, *(where.columns if where else ())))
     for sample in Corpus.open(config.corpus).samples(list(wanted)):
         if sample.outcome not in OF_TEXTS and (where is None or where.matches(sample)):

@@ -127,12 +127,12 @@ def teacher_facts(config: TrainConfig, prompt_ids: frozenset[str]) -> dict[str, 
 
     Latency is that of the last attempt, from sending to the last byte, while the harvest had other requests
     in flight; an idle teacher may be faster. The time to the first token, size and memory of a teacher behind
-    an API are not known. Answers that `[data] where` doesn't choose don't count.
+    an API are not known. Answers that were asked otherwise than `[data] where` says don't count.
     """
     seconds: list[float] = []
     tokens: list[float] = []
     dollars: list[float] = []
-    for sample in dataset.chosen_samples(config, COLUMNS):
+    for sample in dataset.paid_samples(config, COLUMNS):
         if sample.prompt_id not in prompt_ids:
             continue
         dollars.append(sample.cost_microusd / 1e6 * 1000)

@@ -127,7 +127,7 @@ class Loop:
         """Read the rows of the training split, and the hashes of the prompts that are held out."""
         rows: list[StoredRow] = []
         held_out: set[str] = set()
-        for sample in dataset.chosen_samples(self._files.train, _COLUMNS):
+        for sample in dataset.paid_samples(self._files.train, _COLUMNS):
             prompt = prompt_key(sample.messages)
             if row_rules.split_of(sample, prompt, self._files.train.data) != "train":
                 held_out.add(prompt)

@@ -56,7 +56,8 @@ class PaidRows:
 def read_paid_rows(config: TrainConfig) -> PaidRows:
     """Read keys and costs of the training split, without prompts that are held out too.
 
-    Rows that `[data] where` doesn't choose are no part of it: further ones are bought as those it chooses.
+    Rows that were asked otherwise than `[data] where` says, of another teacher, say, are no part of it:
+    further rows are bought as those it chooses. A row that it leaves out for its outcome is.
 
     Raises:
         DataError: there is no corpus.
@@ -66,7 +67,7 @@ def read_paid_rows(config: TrainConfig) -> PaidRows:
     costs: dict[str, int] = {}
     keys: dict[str, dict[str, None]] = {}
     held_out: set[str] = set()
-    for sample in dataset.chosen_samples(config, _COLUMNS):
+    for sample in dataset.paid_samples(config, _COLUMNS):
         prompt = prompt_key(sample.messages)
         if row_rules.split_of(sample, prompt, config.data) != "train":
             held_out.add(prompt)

@@ -74,6 +74,26 @@ def test_a_condition_chooses_rows(condition: str | dict[str, Any], chosen: list[
 
 
 @pytest.mark.parametrize(
+    ("condition", "asked"),
+    [
+        ('not = {outcome = "truncated"}', [0, 1, 2, 3]),
+        ('model = "a", outcome = "ok"', [0, 1]),
+        ('model = "a", not = {response_model = "none"}', [0, 1]),
+        ('not = {model = "a"}', [2, 3]),
+        ('not = {model = "a", outcome = "ok"}', [0, 1, 2, 3]),
+        ('tags = "math", not = {model = "a", epoch = 1, outcome = "ok"}', [0, 2]),
+        ('provider = "x", not = {tags = "easy", run = "run-1"}', [1, 2, 3]),
+    ],
+)
+def test_what_a_condition_says_of_requests_leaves_out_no_reply(condition: str, asked: list[int]) -> None:
+    where = Where.parse(condition)
+    of_requests = where.of_requests()
+    assert [number for number, sample in enumerate(ROWS) if of_requests.matches(sample)] == asked
+    assert (of_requests.epochs, of_requests.without_epochs) == ((), ())
+    assert all(of_requests.matches(sample) for sample in ROWS if where.matches(sample))
+
+
+@pytest.mark.parametrize(
     ("condition", "message"),
     [
         ("modle = 'a'", "did you mean 'model'"),

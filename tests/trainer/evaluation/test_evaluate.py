@@ -20,7 +20,7 @@ from trainer import config as settings
 from trainer.data import dataset
 from trainer.data.chat_template import Renderer
 from trainer.data.held_out import held_out_examples
-from trainer.evaluation import evaluate
+from trainer.evaluation import evaluate, speed
 from trainer.model import generate, model, self_test, weights
 from trainer.publish.adapter import recorded_base_sha256
 
@@ -208,6 +208,15 @@ def test_the_students_cost_is_measured_next_to_the_teachers(run_trainer, trained
         *(trained.parent / "out/adapter").glob("*.saf*"),
     ]
     assert student["disk_bytes"] == sum(file.stat().st_size for file in files)
+
+
+def test_a_teachers_answer_costs_what_its_truncated_ones_cost_too(tmp_path):
+    rows = [replace(row, cost_microusd=100) for row in tiny.skill(4, held_out=2)]
+    rows[-1] = replace(rows[-1], outcome="truncated", cost_microusd=9000)
+    path = tiny.train_toml(tmp_path, rows)
+    path.write_text(path.read_text().replace("[data]", '[data]\nwhere = {not = {outcome = "truncated"}}'))
+    facts = speed.teacher_facts(settings.load(path), frozenset(row.prompt_id for row in rows[-2:]))
+    assert (facts["answers"], facts["usd_per_1000_answers"]["value"]) == (2, pytest.approx(4.55))
 
 
 def test_the_card_has_the_pass_rates_of_all_the_teachers_answers(run_trainer, trained):  # noqa: F811

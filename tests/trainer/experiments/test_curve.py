@@ -347,6 +347,20 @@ def test_rows_that_where_leaves_out_are_neither_counted_nor_paid(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "where",
+    ['{not = {outcome = "truncated"}}', '{outcome = "ok"}', '{not = {model = "a", outcome = "truncated"}}'],
+)
+def test_rows_that_where_leaves_out_for_their_outcome_were_paid(tmp_path, where):
+    rows = [replace(row, cost_microusd=100, request_model="a") for row in tiny.skill(40, held_out=5)]
+    rows[20:40] = [replace(row, outcome="truncated", cost_microusd=9000) for row in rows[20:40]]
+    tiny.train_toml(tmp_path, rows)
+    toml = (tmp_path / "train.toml").read_text()
+    (tmp_path / "train.toml").write_text(toml.replace("[data]", f"[data]\nwhere = {where}"))
+    paid = plan_curve(*load_curve(curve_toml(tmp_path, rows=[5, 10, 20, 40]))).paid
+    assert (len(paid.costs), paid.dollars_per_row) == (40, pytest.approx(0.00455))
+
+
+@pytest.mark.parametrize(
     ("low", "shown"),
     [(0.000001, "+0.0001 points"), (0.0, "+0.00 to"), (-0.02, "-2.00 to +5.00"), (0.012, "+1.20 to +5.00")],
 )

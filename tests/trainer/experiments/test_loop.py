@@ -25,6 +25,8 @@ from tests.trainer import tiny
 from tests.trainer.command_line import run_trainer  # noqa: F401 - a fixture
 from trainer.config import DataSection
 from trainer.errors import DataError
+from trainer.experiments.loop import Loop
+from trainer.experiments.loop_config import load_loop
 from trainer.experiments.pool import PoolPrompt, choose_hard, choose_random, in_order, read_pool
 from trainer.harvester_process import toml_text
 
@@ -347,6 +349,24 @@ def test_a_pool_that_can_not_be_used_is_refused_with_its_place(tmp_path, lines, 
 VALUES = st.booleans() | st.integers(-(2**60), 2**60) | st.text() | st.floats(-1e9, 1e9) | st.dates()
 LISTS = st.lists(VALUES, max_size=3) | st.lists(st.lists(VALUES, max_size=2), max_size=2)
 TABLES = st.dictionaries(st.text(), VALUES | LISTS, max_size=3)
+
+
+def test_answers_that_where_leaves_out_for_their_outcome_were_asked_and_paid(tmp_path):
+    """Those of another teacher were not: their prompts may be chosen from the pool."""
+    rows = [replace(row, cost_microusd=100, source_file="own.jsonl") for row in tiny.skill(6, held_out=1)]
+    rows[:2] = [replace(row, outcome="truncated") for row in rows[:2]]
+    rows[2:4] = [replace(row, tags=("other",)) for row in rows[2:4]]
+    toml = experiment(tmp_path, "http://127.0.0.1:9/v1")
+    tiny.corpus(tmp_path / "store", rows)
+    train = (tmp_path / "train.toml").read_text()
+    for where, counted in (
+        ('{outcome = "ok", not = {tags = "other"}}', [0, 1, 4, 5]),
+        ('{not = {tags = "other", outcome = "truncated"}}', [0, 1, 2, 3, 4, 5]),
+    ):
+        (tmp_path / "train.toml").write_text(train.replace("[data]", f"[data]\nwhere = {where}"))
+        found, held_out = Loop(load_loop(toml))._read_store()
+        assert {row.key for row in found} == {rows[number].key for number in counted}
+        assert held_out == {prompt_key(rows[-1].messages)}
 
 
 @settings(max_examples=50)
