@@ -19,6 +19,9 @@ from trainer.config import DataSection
 # How answers are ranked by verdict: an answer that nobody can verify comes before one that failed.
 _RANK = {AnswerVerdict.PASSED: 0, AnswerVerdict.UNVERIFIABLE: 1, AnswerVerdict.FAILED: 2}
 
+# Version of `shared_by_prompt`. 2: a row that is too long leaves its share to the others of its prompt.
+_SHARED_BY_PROMPT = 2
+
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
@@ -119,6 +122,15 @@ def shared_by_prompt(prompts: Sequence[str]) -> tuple[float, ...]:
     """
     rows = Counter(prompts)
     return tuple(1.0 / rows[prompt] for prompt in prompts)
+
+
+def version_of_weights(data: DataSection) -> dict[str, int]:
+    """Return what the key of a training has to hold beside its rows; most keys need nothing.
+
+    The weights of `shared_by_prompt` depend on which rows are too long, so no hash of the rows and their
+    weights tells how they are computed.
+    """
+    return {"weights": _SHARED_BY_PROMPT} if data.weights == "prompt" else {}
 
 
 def agreement(texts: Sequence[str]) -> list[float]:

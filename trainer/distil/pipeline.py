@@ -26,6 +26,7 @@ from harvester.store.reader import holds_answers
 from trainer import actions
 from trainer.actions import HarnessTasks, Note, Update
 from trainer.config import OutSection, TrainConfig
+from trainer.data.answers import version_of_weights
 from trainer.distil import report
 from trainer.distil.config import DistilFiles
 from trainer.distil.inputs import content_of, key_of, rows_of
@@ -46,6 +47,9 @@ _HARVEST_FACTS = (
     *("cost_microusd", "input_tokens", "output_tokens", "warnings"),
 )
 _CARD_FACTS = ("split", "macro", "recovery", "recovery_low", "recovery_high", "loss", "judge_exit_code")
+# Version of how a student is scored: a new one scores it again. 2: answers end where servers end them, two
+# held-out prompts of one id are two, and the teacher's cost is that of the rows that `where` is about.
+_SCORES = 2
 
 # Set in the result of a stage that found its work done, though it has no record of it.
 _FOUND = "found"
@@ -156,10 +160,11 @@ class Distillation:
                 return key, self._curate
             case "plan" | "train":
                 content = content_of(files.train_file, outputs)
-                key = key_of(stage=name, train=content, rows=rows_of(self._corpus()))
+                version = version_of_weights(files.train.data)
+                key = key_of(stage=name, train=content, rows=rows_of(self._corpus()), **version)
                 return key, self._plan if name == "plan" else self._train
             case "evaluate":
-                return key_of(train=keys["train"]), self._evaluate
+                return key_of(train=keys["train"], scores=_SCORES), self._evaluate
             case "export":
                 # Its commands for servers name folders of this machine.
                 config, places = files.config, [str(files.folder), str(files.train.base)]

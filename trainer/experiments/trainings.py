@@ -22,6 +22,7 @@ from typing import Any, Protocol
 from harvester.store.shards.schema import Sample
 from harvester.system import failpoints
 from trainer.config import OutSection, TrainConfig, TrainSection
+from trainer.data import answers
 from trainer.data.chat_template import Renderer
 from trainer.data.dataset import Rows
 from trainer.data.held_out import HeldOut
@@ -202,6 +203,7 @@ class Trainings:
                 else None,
                 "held_out": self._held_out_sha256 if chooses else None,
                 "rows": rows_sha256(rows) if isinstance(rows, Rows) else rows.sha256(),
+                **answers.version_of_weights(config.data),
             }
         )
 

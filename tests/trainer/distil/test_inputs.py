@@ -9,10 +9,14 @@ from typing import Any
 
 import pytest
 
+from tests.trainer import tiny
 from tests.trainer.command_line import run_trainer  # noqa: F401 - a fixture
+from trainer.data import answers
 from trainer.distil import inputs
 from trainer.distil.config import NamedFile, load_distil
 from trainer.distil.inputs import content_of, key_of
+from trainer.distil.pipeline import Distillation
+from trainer.distil.records import StageResult
 from trainer.errors import ConfigError
 from trainer.starter import write_starter
 
@@ -137,6 +141,25 @@ def test_a_stage_reads_the_files_that_its_texts_name(tmp_path: Path) -> None:
         write(tmp_path / name)
     write(tmp_path / "prompts" / "c.jsonl")
     assert key_of(harvest=content_of(file, [tmp_path / "store"])) != key
+
+
+@pytest.mark.parametrize("weights", ["row", "prompt"])
+def test_a_training_stage_is_done_again_if_prompts_share_their_weight_otherwise(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, weights: str
+) -> None:
+    train = folder / "train.toml"
+    train.write_text(train.read_text().replace("[data]\n", f'[data]\nweights = "{weights}"\n'))
+    made = {"out": str(tiny.corpus(folder / "curated", tiny.skill(4)))}
+
+    def key() -> str:
+        pipeline = Distillation(load_distil(folder / "distil.toml"), print, print)
+        pipeline._done["curate"] = StageResult("curate", "key", made, 0.0, is_new=False)
+        return pipeline._plan_of("train")[0]
+
+    before = key()
+    assert key() == before
+    monkeypatch.setattr(answers, "_SHARED_BY_PROMPT", 1)
+    assert (key() != before) == (weights == "prompt")
 
 
 def test_a_large_file_counts_by_size_and_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from tests.trainer import tiny
 from tests.trainer.data.test_token_store import TRAIN, write_shards
 from tests.trainer.evaluation.test_evaluated_rows import never_read, several_answers
 from trainer import config as settings
-from trainer.data import dataset
+from trainer.data import answers, dataset
 from trainer.data.tokens import corpus_rows
 from trainer.errors import DataError
 from trainer.experiments.stages import Stages, headline_split
@@ -87,3 +87,16 @@ def test_students_of_another_precision_or_tokenizer_are_trained_and_scored_anew(
     tokenizer.write_text(tokenizer.read_text() + "\n")
     found.append(keys(config))
     assert [len(set(each)) for each in zip(*found, strict=True)] == [3, 3]
+
+
+@pytest.mark.parametrize("weights", ["row", "prompt", "agreement"])
+def test_a_training_is_known_by_how_prompts_share_their_weight(tmp_path, monkeypatch, weights):
+    """The shares depend on which answers are too long, so the hash of the rows tells nothing of them."""
+    path = tiny.train_toml(tmp_path, tiny.skill(8, held_out=2), data={"weights": weights})
+    config = settings.load(path)
+    rows = dataset.read(config)
+    trainings = Stages(config, tmp_path / "curve", rows, "loss")
+    before = trainings.training_key(rows, 0)
+    assert trainings.training_key(rows, 0) == before
+    monkeypatch.setattr(answers, "_SHARED_BY_PROMPT", 1)
+    assert (trainings.training_key(rows, 0) != before) == (weights == "prompt")
