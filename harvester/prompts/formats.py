@@ -19,7 +19,7 @@ import orjson
 
 from harvester.errors import PromptError
 from harvester.prompts import json_lists
-from harvester.prompts.compression import kind_of, open_file
+from harvester.prompts.compression import RewrittenError, kind_of, open_file
 from harvester.system.command_line.shell_words import shell_word
 from harvester.system.decode_first import UndecodableError, require_decodable
 
@@ -46,6 +46,7 @@ MAX_BATCH_ROWS, MAX_BATCH_BYTES = 1024, 64 << 20
 MOST_BLANK_BYTES = 4 << 20
 # Beginnings of text in other encodings than UTF-8.
 _OTHER_TEXTS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+_RUN_AGAIN = "run again: the new file is read; a file that is replaced by a rename disturbs no run"
 _SAVE_AGAIN = "save the file again, or name another one"
 _CONVERT = "convert the file: `iconv -f latin1 -t utf-8`, with the encoding that it has in place of latin1"
 
@@ -94,7 +95,8 @@ def rows(path: Path, name: str, *, growing: bool = False, any_columns: bool = Fa
     except (GeneratorExit, PromptError):  # an error of Arrow is looked for in others only: it is loaded then
         raise
     except _read_errors() as error:
-        raise PromptError(f"can't be read: {error}", place=name, remedy=_SAVE_AGAIN) from None
+        remedy = _RUN_AGAIN if isinstance(error, RewrittenError) else _SAVE_AGAIN
+        raise PromptError(f"can't be read: {error}", place=name, remedy=remedy) from None
 
 
 def _require_utf8(path: Path, name: str) -> None:

@@ -8,7 +8,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +218,33 @@ def _allow(root: Path, most: int) -> Path:
     text = (root / "harvest.toml").read_text()
     config.write_text(text.replace("[prompts]\n", f"[prompts]\nmax_bad = {most}\n"))
     return config
+
+
+def test_row_62_a_file_that_is_rewritten_while_it_is_read_ends_the_run_before_a_line_of_both_is_asked(
+    mock: RunningMock, tmp_path: Path
+) -> None:
+    """A file that grows meanwhile is the same one."""
+    old = [f"What is {n} + 1? {os.urandom(400).hex()}" for n in range(1500)]
+    new = [f"Say {n}. {os.urandom(300).hex()}" for n in range(4000)]
+    path = tmp_path / "p.jsonl"
+    changes: list[str] = []
+
+    def watch(status: Mapping[str, Any]) -> None:
+        if status["answers_stored"] and not changes:
+            changes.append("grown")
+            with path.open("a") as file:
+                file.write('{"prompt": "What is 1 + 1?"}\n')
+        elif status["answers_stored"] > 20 and changes == ["grown"]:
+            changes.append("rewritten")
+            path.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in new))
+
+    ended = run_harvest(mock, tmp_path, prompts=old, watch=watch)
+    assert changes == ["grown", "rewritten"]
+    assert (ended.exit_code, "rewritten while it was read" in ended.output) == (2, True)
+    asked = {row.messages[-1]["content"] for row in Corpus.open(tmp_path / "store").samples()}
+    assert 20 < len(asked) < len(old)
+    assert asked <= {*old, *new}
+    assert run_harvest(mock, tmp_path, prompts=new[:50]).exit_code == 0
 
 
 def test_row_60_so_many_bad_lines_as_allowed_are_listed_and_the_rest_is_asked(
