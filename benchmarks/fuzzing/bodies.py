@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from random import Random
 from typing import Any
 
@@ -217,12 +218,22 @@ def _deltas(random: Random, truth: Truth) -> list[dict[str, Any]]:
 
 
 def _cut(random: Random, text: str) -> list[str]:
-    pieces = []
-    while text:
-        size = random.randint(1, 9)
-        pieces.append(text[:size])
-        text = text[size:]
-    return pieces
+    """Return a text in pieces; none that a server that repeats itself could send, which are `unknown`."""
+    while True:
+        cuts = [0]
+        while cuts[-1] < len(text):
+            cuts.append(cuts[-1] + random.randint(1, 9))
+        pieces = [text[a:b] for a, b in pairwise(cuts)]
+        if not _look_repeated(pieces):
+            return pieces
+
+
+def _look_repeated(pieces: Sequence[str]) -> bool:
+    if len(set(pieces)) < 2:
+        return False
+    is_growing = all(later.startswith(earlier) for earlier, later in pairwise(pieces))
+    is_all_again = len(pieces) > 2 and pieces[-1] == "".join(pieces[:-1])
+    return is_growing or is_all_again or (len(pieces) >= 6 and pieces[::2] == pieces[1::2])
 
 
 def _stream(random: Random, truth: Truth) -> Body:

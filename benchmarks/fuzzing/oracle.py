@@ -37,6 +37,7 @@ _FINISH = (
 )
 _TAGGED = re.compile(r"<(think|thinking)>.*?</\1>|\[THINK\].*?\[/THINK\]", re.DOTALL)
 _LINE_OF_OBJECT = re.compile(r"(?:\A|[\r\n])\s*(?=\{)")
+_OBJECT = re.compile(r"\s*(?=\{)")
 _LINE = re.compile(rb"\r\n|\n|\r")
 
 
@@ -79,32 +80,35 @@ def spelled(raw: bytes, *, is_stream: bool) -> Spelled:
         is_stream: it was made as events; a body that does not begin like one is read as JSON all the same.
     """
     found = Spelled()
+    raw = raw.rstrip(b"\0 \t\r\n")  # some servers fill a body up
     head = raw.removeprefix(b"\xef\xbb\xbf").lstrip()
     looks_like_events = head.startswith((b"data:", b"event:", b"id:", b"retry:", b":"))
-    if looks_like_events:
-        documents = list(_events(raw))
-        found.is_readable = any(document is not None for document in documents)
+    documents = [document for document in _events(raw) if document is not None] if looks_like_events else []
+    if documents:
         for document in documents:
-            if document is not None:
-                found.add(document)
+            found.add(document)
         return found
     document = _loaded(raw)
     if document is not None:
         found.add(document)
         return found
     lines = list(_json_lines(raw))
-    found.is_readable = is_stream and bool(lines)
+    is_one = len(lines) == 1 and raw.endswith(b"[DONE]")  # a body to which a gateway adds the end of a stream
+    found.is_readable = bool(lines) and (is_stream or looks_like_events or is_one)
     for line in lines:
         found.add(line)
     return found
 
 
 def _json_lines(raw: bytes) -> Iterator[Any]:
-    """Yield the JSON objects that begin a line; one may go on over line ends, which JSON takes as space."""
+    """Yield the JSON objects that begin a line or follow another one directly.
+
+    One may go on over line ends, which JSON takes as space.
+    """
     text = raw.decode("utf-8-sig", "replace")
     decoder = json.JSONDecoder(parse_int=lambda digits: digits[:1])
     at = 0
-    while begin := _LINE_OF_OBJECT.search(text, at):
+    while begin := _OBJECT.match(text, at) or _LINE_OF_OBJECT.search(text, at):
         try:
             document, at = decoder.raw_decode(text, begin.end())
         except (ValueError, RecursionError):
@@ -114,7 +118,10 @@ def _json_lines(raw: bytes) -> Iterator[Any]:
 
 
 def _events(raw: bytes) -> Iterator[Any]:
-    """Yield the document of each event up to `[DONE]`, None for one that is no JSON. By the HTML standard."""
+    """Yield the document of each event up to `[DONE]`, None for one that is no JSON. By the HTML standard.
+
+    Where each line of an event is JSON by itself, each is an event: some servers leave blank lines out.
+    """
     data: list[bytes] = []
     for line in [*_LINE.split(raw.removeprefix(b"\xef\xbb\xbf")), b""]:
         if line:
@@ -123,11 +130,22 @@ def _events(raw: bytes) -> Iterator[Any]:
                 data.append(value.removeprefix(b" "))
             continue
         if data:
-            joined = b"\n".join(data)
-            if joined.strip() == b"[DONE]":
-                return
-            yield _loaded(joined)
+            whole = len(data) > 1 and all(_is_json(line) for line in data)
+            for event in data if whole else [b"\n".join(data)]:
+                if event.strip() == b"[DONE]":
+                    return
+                yield _loaded(event)
         data = []
+
+
+def _is_json(line: bytes) -> bool:
+    if line.strip() == b"[DONE]":
+        return True
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _loaded(raw: bytes) -> Any:

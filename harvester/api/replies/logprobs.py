@@ -41,10 +41,10 @@ def lists_of_text(
 ) -> dict[str, list[Any]] | None:
     """Return the lists whose tokens join to one of these texts, None where none do.
 
-    That may be all chunks, the last one alone, or all but the last, which repeats the others.
+    That may be all chunks, the last one alone, all but the last, which repeats the others, or every second.
     """
     wanted = {text.encode("utf-8", "replace") for text in texts}
-    for chosen in (chunks, chunks[-1:], chunks[:-1]):
+    for chosen in (chunks, chunks[-1:], chunks[:-1], chunks[::2]):
         lists = joined_lists(chosen)
         if lists and _text_of_tokens(lists) in wanted:
             return lists

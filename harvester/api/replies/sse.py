@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain, islice, pairwise
+from itertools import pairwise
 from typing import Any
 
 import orjson
@@ -23,7 +23,7 @@ from harvester.api.replies.logprobs import PER_TOKEN_MEMBERS, joined_lists, list
 from harvester.api.shapes.envelopes import BARE_TEXT_MEMBERS, choices_of
 from harvester.api.shapes.finish import finish_word
 from harvester.api.shapes.parts import NESTED_MEMBERS, REASONING_MEMBERS
-from harvester.api.shapes.repeats import without_repeats
+from harvester.api.shapes.repeats import FEWEST_CHARS, without_repeats
 from harvester.api.shapes.snapshots import Snapshots
 from harvester.errors import ConnectionBroken
 
@@ -41,6 +41,8 @@ _DONE_MEMBERS = ("done", "is_finished")
 # What was used, which comes with the last line, and members of a choice that hold an answer that is no delta.
 _COUNTS = ("usage", "eval_count", "done_reason")
 _WHOLE_MEMBERS = frozenset({"message", "text"})
+# Events of an answer that may come twice: beyond, looking for the finish reason would take seconds.
+_MOST_PAIRS = 100_000
 _TEXT_FIELDS = frozenset({"content", "refusal", *REASONING_MEMBERS})
 
 
@@ -96,7 +98,10 @@ def assemble(raw: bytes) -> Assembled:
         ConnectionBroken: the stream ended before its answer did.
     """
     stream = _Stream()
-    for name, data in _once(named_events(raw)):
+    in_pairs = _events_in_pairs(raw)
+    for at, (name, data) in enumerate(named_events(raw)):
+        if at < in_pairs and at % 2:
+            continue
         if is_end_mark(data):
             stream.end()
             break
@@ -104,6 +109,8 @@ def assemble(raw: bytes) -> Assembled:
             break
         if name in _END_NAMES:
             stream.end()
+    if in_pairs and stream.has_short_text():  # by chance, a short one may be of pairs
+        stream.is_exact = False
     return stream.document(raw)
 
 
@@ -150,17 +157,27 @@ def named_events(raw: bytes) -> Iterator[tuple[bytes, bytes]]:
     yield from _events(name, lines)
 
 
-def _once(events: Iterator[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:
-    """The events; each once where a gateway sent all of them twice, also that with the finish reason."""
-    head = list(islice(events, 2))
-    if len(head) < 2 or head[0] != head[1]:
-        return chain(head, events)
-    all_events = [*head, *events]
-    end = next((at for at, (_, data) in enumerate(all_events) if is_end_mark(data)), len(all_events))
-    once = all_events[:end:2]
-    if len(once) > 1 and once == all_events[1:end:2] and once.count(once[-1]) == 1:
-        return chain(once, all_events[end:])
-    return iter(all_events)
+def _events_in_pairs(raw: bytes) -> int:
+    """How many events come in equal pairs, up to that with the finish reason; 0 unless all of them do.
+
+    Some gateways send every event twice. A pair of whole answers is left to `without_repeats`.
+    """
+    events = named_events(raw)
+    for count, (first, second) in enumerate(zip(events, events, strict=False)):
+        if first != second or is_end_mark(first[1]) or count == _MOST_PAIRS:
+            return 0
+        if _has_finish(first[1]):
+            return 2 * (count + 1) if count else 0
+    return 0
+
+
+def _has_finish(data: bytes) -> bool:
+    try:
+        chunk = orjson.loads(data)
+    except (orjson.JSONDecodeError, RecursionError):
+        return False
+    choices = choices_of(chunk)[0] if isinstance(chunk, dict) else None
+    return any(isinstance(choice, Mapping) and finish_word(choice) for choice in choices or ())
 
 
 def _events(name: bytes, lines: list[bytes]) -> Iterator[tuple[bytes, bytes]]:
@@ -195,6 +212,10 @@ class _Stream:
     def end(self) -> None:
         """Note that the stream is complete."""
         self.is_done = True
+
+    def has_short_text(self) -> bool:
+        """Whether the text of a choice is shorter than what chance can't explain."""
+        return any(0 < choice.text_length < FEWEST_CHARS for choice in self._choices.values())
 
     def add_event(self, name: bytes, data: bytes) -> bool:
         """Add one event; returns whether it was an error, after which nothing else is read."""
@@ -325,6 +346,7 @@ class _Choice:
         self.is_exact = True
         self._index = index
         self.finish = ""
+        self._ends = 0
         self._pieces: dict[str, list[Any]] = {}
         self._rest: dict[str, Any] = {}
         self._calls: list[_ToolCall] = []
@@ -339,7 +361,9 @@ class _Choice:
 
     def add(self, part: dict[str, Any]) -> None:
         """Add a chunk of this choice."""
-        self.finish = finish_word(part) or self.finish
+        word = finish_word(part)
+        self.finish = word or self.finish
+        self._ends += bool(word)
         self._usage = part.get("usage") or self._usage  # Moonshot's place for the counts
         delta = part.get("delta")
         if isinstance(delta, str):
@@ -421,6 +445,11 @@ class _Choice:
             self._logprobs.append(lists)
 
     @property
+    def text_length(self) -> int:
+        """Characters of the answer's text; 0 where it isn't plain text."""
+        return sum(len(piece) for piece in self._pieces.get("content", ()) if isinstance(piece, str))
+
+    @property
     def is_whole(self) -> bool:
         """Whether it ended, or is the one that was asked for, or holds no text."""
         return bool(self._index == 0 or self.finish or not any(map(any, self._pieces.values())))
@@ -461,7 +490,7 @@ class _Choice:
     def _join(self, name: str, pieces: list[Any]) -> Any:
         """The value of a field that came in pieces: a text, or a list of parts where some are no text."""
         if all(isinstance(piece, str) for piece in pieces):
-            kept, is_clear = without_repeats(pieces)
+            kept, is_clear = without_repeats(pieces, ends=self._ends)
             self.is_exact = self.is_exact and is_clear
             self._is_cut = self._is_cut or kept != [piece for piece in pieces if piece]
             return "".join(kept) if pieces else None

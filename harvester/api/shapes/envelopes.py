@@ -6,13 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from harvester.api.shapes.finish import finish_word
-from harvester.api.shapes.parts import NESTED_MEMBERS
+from harvester.api.shapes.parts import NESTED_MEMBERS, REASONING_MEMBERS
 
 # Members that hold the whole answer in a vendor's envelope.
 ENVELOPES = ("data", "result", "response", "Response", "output", "body")
 # Members with the text of the whole answer, where there are neither choices nor a message; all but the first
 # only next to a finish word.
 BARE_TEXT_MEMBERS = ("generated_text", "output_text", "completion", "text", "response", "content")
+
+# A message has at least one of these; beside reasoning or tool calls, a server may leave out the text.
+_OF_MESSAGE = {"content", "role", "tool_calls", *REASONING_MEMBERS}
 
 _MAX_ENVELOPES = 3
 
@@ -51,13 +54,15 @@ def _other_choices(document: Mapping[str, Any]) -> list[Any]:
     if isinstance(output, list) and output:
         return [_of_items(output, document)]
     message = document.get("message")
-    if isinstance(message, Mapping) and "content" in message:
+    if isinstance(message, Mapping) and message.keys() & _OF_MESSAGE:
         return [{"message": message, "finish_reason": _finish_of_envelope(document)}]
     return []
 
 
 def _bare_text(document: Mapping[str, Any]) -> dict[str, Any] | None:
     """The choice of a body that holds its text and its finish word in members of its own."""
+    if isinstance(document.get("message"), Mapping):
+        return None
     word = _finish_of_envelope(document)
     for name in BARE_TEXT_MEMBERS if word else BARE_TEXT_MEMBERS[:1]:
         value = document.get(name)

@@ -10,15 +10,24 @@ FEWEST_PIECES = 3
 FEWEST_CHARS = 12
 
 
-def without_repeats(pieces: Sequence[str]) -> tuple[list[str], bool]:
+def without_repeats(pieces: Sequence[str], *, ends: int = 1) -> tuple[list[str], bool]:
     """Return the pieces of a text without what repeats earlier ones, and whether it is clear what does.
 
     A few short pieces that look like it may be text: all are returned, and it is not clear. Two equal ones
     are text: many tokenizers take digits one by one.
+
+    Args:
+        ends: how many chunks gave a finish reason. Two of them, and pieces that all come twice, are those of
+            a gateway that sends everything twice.
     """
     given = [piece for piece in pieces if piece]
     if len(given) < 2:
         return given, True
+    if ends == 2 and given[::2] == given[1::2]:
+        once = given[::2]
+        if len("".join(once)) < FEWEST_CHARS:
+            return given, False
+        return without_repeats(once)
     if _grow(given):
         growing = [given[0], *(later for earlier, later in pairwise(given) if later != earlier)]
         if len(growing) > 1 and growing[-2].strip():
@@ -28,10 +37,6 @@ def without_repeats(pieces: Sequence[str]) -> tuple[list[str], bool]:
     if len(before) > 1 and last.strip() and last == "".join(before):
         is_clear = len(before) >= FEWEST_PIECES and len(last) >= FEWEST_CHARS and _is_varied(last)
         return (before if is_clear else given), is_clear
-    once = given[::2]
-    if len(once) >= FEWEST_PIECES and once == given[1::2] and _is_varied("".join(once)):
-        is_clear = len("".join(once)) >= max(FEWEST_CHARS, 2 * len(once))  # letters may be doubled on purpose
-        return (once if is_clear else given), is_clear
     return given, True
 
 

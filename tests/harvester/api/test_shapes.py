@@ -748,15 +748,6 @@ SENTENCE = "The answer is four."
         # The last one holds all of it again.
         (("The ", "answer ", "is four.", SENTENCE), SENTENCE, Outcome.OK),
         (("The answer ", "is four.", SENTENCE), SENTENCE * 2, Outcome.UNKNOWN),
-        # Each piece comes twice.
-        (("The ", "The ", "answer ", "answer ", "is four.", "is four."), SENTENCE, Outcome.OK),
-        (("Y", "Y", "e", "e", "s", "s"), "YYeess", Outcome.UNKNOWN),
-        (tuple("tthhee aannsswweerr iiss ffoouurr"), "tthhee aannsswweerr iiss ffoouurr", Outcome.OK),
-        (
-            tuple("tthhee  aannsswweerr  iiss  ffoouurr"),
-            "tthhee  aannsswweerr  iiss  ffoouurr",
-            Outcome.UNKNOWN,
-        ),
         # Short ones: where text could be meant, it is not clear.
         (("Y", "Ye", "Yes"), "Yes", Outcome.OK),
         (("Yes", "Yes."), "YesYes.", Outcome.UNKNOWN),
@@ -770,6 +761,12 @@ SENTENCE = "The answer is four."
         ((" ", "  ", "    "), " " * 7, Outcome.EMPTY),
         (("no ", "no ", "no "), "no no no ", Outcome.OK),
         ((SENTENCE, SENTENCE), SENTENCE * 2, Outcome.OK),
+        (tuple("112233"), "112233", Outcome.OK),
+        (
+            ("No\n", "No\n", "Yes\n", "Yes\n", "Maybe\n", "Maybe\n"),
+            "No\nNo\nYes\nYes\nMaybe\nMaybe\n",
+            Outcome.OK,
+        ),
     ],
 )
 def test_a_stream_that_repeats_itself(pieces: tuple[str, ...], text: str, outcome: Outcome) -> None:
@@ -787,18 +784,49 @@ def with_logprobs(pieces: list[tuple[str, list[str]]], holder: str) -> bytes:
     return b"".join(lines) + b'data: {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}\n\n'
 
 
-@pytest.mark.parametrize("done", [b"", b"data: [DONE]\n\n" * 2])
-def test_events_that_all_come_twice_are_read_once(done: bytes) -> None:
-    """A gateway sends everything twice, also the finish reason: the shortest answer is clear then."""
-    raw = with_logprobs([("7", ["7"]), ("8", ["8"])], "delta")
-    twice = b"".join(event + b"\n\n" for event in raw.split(b"\n\n")[:-1] for _ in range(2)) + done
-    parsed = parse(twice)
-    assert (parsed.text, parsed.outcome) == ("78", Outcome.OK)
-    assert [token.token for token in parsed.logprobs] == ["7", "8"]
+def twice(raw: bytes, *, id_of_each: bool = False) -> bytes:
+    """A stream with each event two times, the second with another `id` or the same to the byte."""
+    doubled = []
+    for event in raw.split(b"\n\n")[:-1]:
+        again = event.replace(b'{"choices"', b'{"id": "2", "choices"') if id_of_each else event
+        doubled += [event, again]
+    return b"".join(event + b"\n\n" for event in doubled)
+
+
+USAGE = b'data: {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 2}}\n\n'
+
+
+@pytest.mark.parametrize("id_of_each", [False, True])
+@pytest.mark.parametrize("rest", [b"", b"data: [DONE]\n\n" * 2, USAGE, USAGE * 2 + b"data: [DONE]\n\n"])
+def test_events_that_all_come_twice_are_read_once(rest: bytes, id_of_each: bool) -> None:
+    """A gateway sends everything twice, also the finish reason, but not always what follows it."""
+    pieces = [(piece, [piece]) for piece in ("The ", "answer ", "is ", "11", "11")]
+    parsed = parse(twice(with_logprobs(pieces, "delta"), id_of_each=id_of_each) + rest)
+    assert (parsed.text, parsed.outcome) == ("The answer is 1111", Outcome.OK)
+    assert [token.token for token in parsed.logprobs] == [piece for piece, _ in pieces]
+    whole = {"choices": [{"index": 0, "delta": {"content": SENTENCE}, "finish_reason": "stop"}]}
+    parsed = parse(twice(b"data: " + orjson.dumps(whole) + b"\n\n", id_of_each=id_of_each) + rest)
+    assert (parsed.text, parsed.outcome) == (SENTENCE, Outcome.OK)
+    growing = events({"content": "The"}, {"content": "The answer"}, {"content": SENTENCE}, done=False)
+    parsed = parse(twice(growing, id_of_each=id_of_each) + rest)
+    assert (parsed.text, parsed.outcome) == (SENTENCE, Outcome.OK)
+
+
+def test_short_texts_whose_events_all_come_twice_are_not_clear() -> None:
+    """A server that ends every answer twice may have meant "1122"."""
+    for id_of_each in (False, True):
+        parsed = parse(twice(with_logprobs([("1", ["1"]), ("2", ["2"])], "delta"), id_of_each=id_of_each))
+        assert parsed.outcome is Outcome.UNKNOWN
+    parsed = parse(
+        events({"content": "1"}, {"content": "1"}, {"content": "2"}, {"content": "2"}, finish=None)
+    )
+    assert (parsed.text, parsed.outcome) == ("1122", Outcome.UNKNOWN)  # no finish reason
+
+
+def test_a_tool_call_whose_events_all_come_twice_is_read_once() -> None:
     call = {"index": 0, "id": "c", "function": {"name": "add", "arguments": ""}}
     more = [{"index": 0, "function": {"arguments": piece}} for piece in ('{"a": ', "1", "1", "}")]
-    raw = events(*({"tool_calls": [each]} for each in (call, *more)))
-    parsed = parse(b"".join(event + b"\n\n" for event in raw.split(b"\n\n")[:-1] for _ in range(2)) + done)
+    parsed = parse(twice(events(*({"tool_calls": [each]} for each in (call, *more)))))
     assert parsed.outcome is Outcome.TOOL_CALL
     assert orjson.loads(parsed.tool_calls_json or "[]")[0]["function"]["arguments"] == '{"a": 11}'
     # Digits that repeat before one finish reason are text.
