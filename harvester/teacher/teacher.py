@@ -194,10 +194,10 @@ class Teacher:
 
         Args:
             is_ours: no file descriptor was left to connect with. The budget spares a failing teacher; nothing
-                went to it here.
+                went to it here. Only a shortage that lasts, with nothing in flight, is tried no faster.
         """
         self._tally.retries += 1
-        if not is_ours:
+        if not is_ours or not any(queue.limiter.window.in_flight for queue in self.endpoints.queues):
             seconds = max(seconds, self._policies.retry.budget.take(self._policies.clock.now()))
         await self.endpoints.wait_before_retry(seconds)
 

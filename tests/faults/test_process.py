@@ -124,13 +124,18 @@ while not limiter.window.is_full:
     limiter.enter(Charge(1, 1), 0.0)
 print(limiter.waiting_reason(Charge(1, 1), 0.0))
 print(*limiter.learned)
+limiter.window.set_ceiling(8)  # a part of it, in a fleet
+print(limiter.learned)
+limiter.window.set_ceiling(36)
+print(*limiter.learned)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    limits, reason, learned = done.stdout.splitlines()
+    limits, reason, learned, of_part, again = done.stdout.splitlines()
     assert limits == "36 8 100 100", done.stderr
     assert "36 in flight" in reason
     assert "open files" in reason
     assert learned == "36 in flight, the most that the limit of open files allows"  # in status, also unasked
+    assert (of_part, again) == ("[]", learned)
 
 
 @pytest.mark.slow

@@ -296,6 +296,7 @@ def test_wrong_usage_exits_2(arguments: tuple[str, ...]):
         ("budget-day", "3 euros", "is not a budget"),
         ("budget-store", "1,50", "is not a budget"),  # was 150 dollars
         ("rpm", "1,5", "is not a number for rpm"),
+        ("rpm", "0,500", "is not a number for rpm"),
     ],
 )
 def test_a_wrong_setting_is_named_where_no_run_is_active(

@@ -35,7 +35,7 @@ MOST_BUDGET = 1e12
 _LIMITS = {"rpm": REQUESTS_PER_MINUTE, "tpm": TOKENS_PER_MINUTE}
 _AMOUNT = re.compile(r"(\$?)([\d_,]*\.?\d+)\s*(usd|tokens)?\Z", re.IGNORECASE)
 # A comma may only separate groups of three digits: elsewhere it may be meant as a decimal point.
-_GROUPED = re.compile(r"\d{1,3}(,\d{3})+(\.\d*)?|[^,]*")
+_GROUPED = re.compile(r"[1-9]\d{0,2}(,\d{3})+(\.\d*)?|[^,]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,7 +286,9 @@ def _budget_value(text: str) -> BudgetValue:
 
 def _number(text: str, name: str) -> float:
     try:
-        value = float(text.replace(",", "").replace("_", "")) if _GROUPED.fullmatch(text) else math.nan
+        value = (
+            float(text.replace(",", "").replace("_", "")) if _GROUPED.fullmatch(text.strip()) else math.nan
+        )
     except ValueError:
         value = math.nan
     if not math.isfinite(value):

@@ -69,7 +69,6 @@ class Window:
     Attributes:
         ceiling: largest size, from the configuration.
         size: current size, 1 to `ceiling`; the whole part counts.
-        ceiling_note: why the ceiling is lower than configured, as the end of a sentence, or "".
         spread_rate: departures per second below a cap on requests in flight, else infinity.
         works_on: how many requests the server works on at once, where more were tried in vain; else None.
     """
@@ -78,7 +77,7 @@ class Window:
         self.ceiling = float(ceiling)
         self.size = min(FIRST_WINDOW, self.ceiling)
         self.in_flight = 0
-        self.ceiling_note = ""
+        self._ceiling_note, self._noted_ceiling = "", self.ceiling
         self.works_on: int | None = None
         self._deadline_s = deadline_s
         self._throughput = Throughput()
@@ -111,7 +110,12 @@ class Window:
 
     def explain_ceiling(self, note: str) -> None:
         """Say why the ceiling is lower than configured, as the end of a sentence."""
-        self.ceiling_note = note
+        self._ceiling_note, self._noted_ceiling = note, self.ceiling
+
+    @property
+    def ceiling_note(self) -> str:
+        """Why the ceiling is lower than configured, as the end of a sentence; "" where it was set since."""
+        return self._ceiling_note if self.ceiling == self._noted_ceiling else ""
 
     def set_ceiling(self, ceiling: int) -> None:
         """Change the ceiling."""
