@@ -160,6 +160,26 @@ def test_row_45_at_runtime_a_shortage_lowers_the_window_and_costs_no_row(tmp_pat
     assert (totals.dead, totals.possibly_billed) == (0, 0)
 
 
+@pytest.mark.slow
+def test_row_45_a_shortage_that_lasts_is_tried_no_faster_than_the_retry_budget_allows(tmp_path: Path) -> None:
+    shortage = (
+        "import errno, os\n"
+        "from httpx_aiohttp import AiohttpTransport\n"
+        "from harvester.teacher.retry import RetryBudget\n"
+        "send = AiohttpTransport.handle_async_request\n"
+        "async def refused(self, request):\n"
+        "    if request.method == 'GET':\n"
+        "        return await send(self, request)\n"
+        "    raise OSError(errno.ENFILE, 'Too many open files in system')\n"
+        "AiohttpTransport.handle_async_request = refused\n"
+        "RetryBudget.take = lambda self, now: os._exit(7)"
+    )
+    with start_process() as mock:
+        done = _run(shortage, write_folder(tmp_path, mock.base_url, 3))
+        assert done.returncode == 7, done.stderr
+        assert mock.totals()["requests"] == 0
+
+
 def _run(before: str, config: Path) -> subprocess.CompletedProcess[str]:
     code = f"{before}\nimport runpy, sys\nsys.argv = ['harvester', 'run', {str(config)!r}]\n"
     code += "runpy.run_module('harvester', run_name='__main__')\n"
