@@ -34,7 +34,7 @@ class Answer:
 
     Attributes:
         ids: its token ids, without the end of turn.
-        is_cut: whether it reached the token limit before its end of turn.
+        is_cut: whether it has no end of turn: it reached the token limit, or a token of `Limits.cuts`.
     """
 
     ids: tuple[int, ...]
@@ -107,6 +107,7 @@ class Limits:
         positions: tokens that the student can read, prompt and answer together; an answer that reaches them
             is cut. 0: no limit.
         other_stops: further tokens that end an answer.
+        cuts: tokens after which an answer is cut: they belong to it.
         tokens: that the tokenizer has; no other one is chosen. Many bases embed some more. 0: any is.
     """
 
@@ -117,12 +118,13 @@ class Limits:
     expected: Sequence[int] = ()
     positions: int = 0
     other_stops: Sequence[int] = ()
+    cuts: Sequence[int] = ()
     tokens: int = 0
 
     @property
-    def stops(self) -> tuple[int, ...]:
-        """All tokens that end an answer."""
-        return (self.stop_id, *self.other_stops)
+    def last(self) -> tuple[int, ...]:
+        """All tokens after which nothing more is generated."""
+        return (self.stop_id, *self.other_stops, *self.cuts)
 
 
 def generate(
@@ -268,7 +270,7 @@ def _answer_alone(model: Any, work: _Work, mode: GenerationMode) -> None:
             if rows is None:
                 work.halved([number], 1)  # refuses: a single prompt does not fit
             else:
-                work.answers[number] = _answer(rows[0], work.limits.stops)
+                work.answers[number] = _answer(rows[0], work.limits)
         work.on_done(len(work.answers))
 
 
@@ -382,8 +384,8 @@ class _Rows:
             if number in self._work.answers:
                 continue
             tokens.append(token)
-            if token in limits.stops or len(tokens) == limits.max_new_tokens:
-                self._work.answers[number] = _answer(tokens, limits.stops)
+            if token in limits.last or len(tokens) == limits.max_new_tokens:
+                self._work.answers[number] = _answer(tokens, limits)
         return chosen
 
 
@@ -401,7 +403,7 @@ def _answer_in_batches(model: Any, work: _Work, mode: GenerationMode) -> None:
             batch = work.halved(numbers, len(numbers))
             continue
         for i, row in zip(numbers, rows, strict=True):
-            work.answers[i] = _answer(row, work.limits.stops)
+            work.answers[i] = _answer(row, work.limits)
         work.on_done(len(work.answers))
 
 
@@ -410,16 +412,16 @@ def _settings(work: _Work, mode: GenerationMode, max_new_tokens: int) -> Generat
         do_sample=False,
         num_beams=1,
         max_new_tokens=max_new_tokens,
-        eos_token_id=list(work.limits.stops),
+        eos_token_id=list(work.limits.last),
         pad_token_id=work.pad_id,
         use_cache=mode.caches,
     )
 
 
-def _answer(row: list[int], stops: Collection[int]) -> Answer:
-    end = next((place for place, token in enumerate(row) if token in stops), None)
-    is_cut = end is None
-    ids = row[:end]
+def _answer(row: list[int], limits: Limits) -> Answer:
+    end = next((place for place, token in enumerate(row) if token in limits.last), None)
+    is_cut = end is None or row[end] in limits.cuts
+    ids = row[:end] if end is None or not is_cut else row[: end + 1]
     # One object for each id of the vocabulary: torch makes one for each token, of 28 bytes.
     return Answer(tuple(_SHARED_IDS.setdefault(token, token) for token in ids), is_cut=is_cut)
 

@@ -53,6 +53,7 @@ from trainer.onpolicy.texts import (
     text_to_score,
 )
 from trainer.provenance import fingerprint, terms_check
+from trainer.publish import serving
 from trainer.publish.adapter import write_adapter
 from trainer.training.forward import TokenScores
 from trainer.training.output_folders import CHECKPOINTS
@@ -121,11 +122,13 @@ class OnPolicy:
         start = self._files.start
         table = self._files.harvest_table.get("teacher", {})
         quantise = self._config.student.quantise
+        cuts = serving.other_stops(self._config, self._renderer)
         return digest(
             {
                 "format": FORMAT,
                 "base": weights.base_sha256(self._config.base),
                 **({} if quantise == "none" else {"quantise": quantise}),
+                **({"cuts": cuts} if cuts else {}),
                 "template": self._renderer.template_sha256,
                 "teacher": [table.get("preset"), table.get("base_url"), table.get("model")],
                 "start": None if start is None else sha256_of(start / WEIGHTS),
@@ -303,7 +306,10 @@ class OnPolicy:
         key = digest([self._student.sha256(), ids, seeds])
         stored = read_json(path)
         if isinstance(stored, dict) and stored.get("key") == key:
-            return [Answer(tuple(tokens), is_cut) for tokens, is_cut in stored["answers"]]
+            found = [Answer(tuple(tokens), is_cut) for tokens, is_cut in stored["answers"]]
+            # Earlier versions sampled tokens that the tokenizer lacks, and ended there.
+            if all(token < len(self._tokens.data) for answer in found for token in answer.ids):
+                return found
         count = len(ids)
         answers = self._student.answer(
             ids,

@@ -23,6 +23,7 @@ from trainer.errors import ConfigError, StudentError
 from trainer.model import model, self_test, weights
 from trainer.model.forward.soft_loss import SoftMix
 from trainer.model.generate import Answer, Limits, generate
+from trainer.publish import serving
 from trainer.publish.adapter import check_same_base, check_same_tokens
 from trainer.training import checkpoint, optim
 from trainer.training.distributed import World
@@ -90,13 +91,19 @@ class OnPolicyStudent:
         on_done: Callable[[int], None],
         on_note: Callable[[str], None],
     ) -> list[Answer]:
-        """Sample one answer to each prompt at temperature 1, with a seed for each."""
+        """Sample one answer to each prompt at temperature 1, with a seed for each.
+
+        Servers end an answer also at the base's own end tokens, so nothing that follows one is learned. It
+        stays in the answer, scored as what it is: it is no end of turn to the teacher, and if it counted as
+        one, the student would learn to end with it in place of the template's.
+        """
         limits = Limits(
             stop_id=self._renderer.chat_shape.stop_id,
             max_new_tokens=max_new_tokens,
             batch=self._config.evaluate.batch,
             pad_id=self._renderer.tokenizer.pad_token_id,
             positions=self_test.position_limit(self._config.base),
+            cuts=serving.other_stops(self._config, self._renderer),
             tokens=len(token_bytes(self._renderer.tokenizer)),
         )
         with attention_for_generation(self.model), torch.compiler.set_stance("force_eager"):

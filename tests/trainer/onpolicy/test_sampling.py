@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from trainer.data.chat_template import Example
-from trainer.model import generation_mode, self_test
-from trainer.model.generate import Limits, SeededNoise, generate
+from tests.trainer import tiny
+from trainer import config as settings
+from trainer.data.chat_template import Example, Renderer
+from trainer.model import generation_mode, model, self_test
+from trainer.model.generate import Answer, Limits, SeededNoise, generate
+from trainer.onpolicy.rounds import OnPolicy
+from trainer.onpolicy.student import OnPolicyStudent
 from trainer.training.forward import token_scores
 
 BASE = Path(__file__).resolve().parents[3] / "data" / "skills" / "student"
@@ -66,6 +72,62 @@ def test_no_token_is_sampled_that_the_tokenizer_does_not_have(prompts, monkeypat
             assert max(token for answer in answers for token in answer.ids) < known
             if seeds:
                 assert max(token for answer in unbounded for token in answer.ids) >= known
+
+
+def cut_after(token, answers):
+    """The answers, each cut after this token where it has it."""
+    return [
+        Answer(each.ids[: each.ids.index(token) + 1], is_cut=True) if token in each.ids else each
+        for each in answers
+    ]
+
+
+@pytest.mark.parametrize("modes", [0, 1], ids=["refilling", "whole batches"])
+def test_an_answer_is_cut_after_a_token_that_ends_it_on_servers(student, prompts, monkeypatch, modes):
+    monkeypatch.setattr(generation_mode, "MODES", generation_mode.MODES[modes:])
+    limits = Limits(stop_id=2, max_new_tokens=12, batch=3, pad_id=0)
+    whole = generate(student, prompts, limits, seeds=[5, 6, 7])
+    [token, *_] = [each.ids[1] for each in whole if len(each.ids) > 3]
+    expected = cut_after(token, whole)
+    assert expected != whole
+    assert generate(student, prompts, replace(limits, cuts=(token,)), seeds=[5, 6, 7]) == expected
+    alone = replace(limits, cuts=(token,), positions=max(map(len, prompts)) + 11)
+    assert generate(student, prompts, alone, seeds=[5, 6, 7])[0].ids == expected[0].ids
+
+
+def test_a_student_writes_nothing_after_the_other_tokens_at_which_servers_end(tmp_path):
+    config = settings.load(tiny.train_toml(tmp_path, tiny.skill(4)))
+    renderer = Renderer(model.load_tokenizer(config.base))
+    asked = renderer.prompts([[{"role": "user", "content": f"say {n}"}] for n in range(4)])
+    student = OnPolicyStudent(config, renderer, None)
+
+    def answers():
+        return student.answer(asked, [1, 2, 3, 4], 8, lambda _done: None, lambda _note: None)
+
+    generation = config.base / "generation_config.json"
+    generation.write_text("{}")
+    whole = answers()
+    [token, *_] = [each.ids[2] for each in whole if len(each.ids) > 4]
+    generation.write_text(json.dumps({"eos_token_id": [renderer.chat_shape.stop_id, token]}))
+    assert answers() == cut_after(token, whole) != whole
+
+
+def test_stored_answers_of_tokens_that_the_tokenizer_lacks_are_sampled_again(tmp_path):
+    """Those that an earlier version sampled: each further try ended with a traceback, too."""
+    sampled = [Answer((1, 2), is_cut=False)]
+    run = SimpleNamespace(
+        _folder=tmp_path,
+        _student=SimpleNamespace(sha256=lambda: "s", answer=lambda *_: sampled),
+        _tokens=SimpleNamespace(data=[b"a", b"b", b"c"]),
+        _settings=SimpleNamespace(max_new_tokens=4),
+        _on_note=print,
+    )
+    assert OnPolicy._answers(run, "round-1", [[1]], [0]) == sampled
+    path = tmp_path / "answers" / "round-1.json"
+    stored = json.loads(path.read_text())
+    for ids, found in (([0, 2], [Answer((0, 2), is_cut=False)]), ([0, 3], sampled)):
+        path.write_text(json.dumps({**stored, "answers": [[ids, False]]}))
+        assert OnPolicy._answers(run, "round-1", [[1]], [0]) == found
 
 
 def test_noise_makes_samples_of_the_softmax():
