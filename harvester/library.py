@@ -47,6 +47,7 @@ class HarvestOptions(TypedDict, total=False):
     Attributes:
         limit: most new answers of this run. max_usd, max_tokens: most that it may cost and use.
         budget_per: what these two hold for: "run", "store", "day" or "month".
+        share_opening: runs since `[schedule] hours` began count as one, and share the ceilings of a run.
         max_runtime: time after which it stops, in seconds or as "90s", "30m", "2h".
         grace: seconds to wait for answers in flight when it is stopped.
         epoch: a new number asks every prompt once more.
@@ -63,6 +64,7 @@ class HarvestOptions(TypedDict, total=False):
     max_usd: float | None
     max_tokens: int | None
     budget_per: Literal["run", "store", "day", "month"]
+    share_opening: bool
     max_runtime: float | str | None
     grace: float | None
     epoch: int | None
@@ -411,6 +413,7 @@ def overrides(options: HarvestOptions, name_of: Callable[[str], str] = str) -> O
         metrics_file=parsed("metrics_file", Path),
         otel=values.get("otel", False),
         budget_span=parsed("budget_per", partial(_member, BudgetSpan)) or BudgetSpan.RUN,
+        share_opening=values.get("share_opening", False),
         retry=parsed("retry", outcomes) or frozenset(),
         retry_dead=values.get("retry_dead", False),
         transport=parsed("transport", partial(_member, Transport)),

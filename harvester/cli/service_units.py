@@ -10,13 +10,14 @@ import json
 import re
 import shlex
 import textwrap
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from harvester.config.budget_spans import BudgetSpan
 from harvester.config.run_section import BudgetSection, CeilingSection
-from harvester.config.schedule import DAYS, Opening
+from harvester.config.schedule import DAYS, Opening, OpeningHours
 from harvester.errors import ConfigError
 from harvester.system.unit_text import RENAME, checked, fill, plain, yaml_argument, yaml_text
 
@@ -63,32 +64,48 @@ class Harvest:
         """Seconds from SIGTERM until the scheduler may kill the run."""
         return int(self.grace_s) + SEALING_S
 
-    @property
-    def options(self) -> tuple[str, ...]:
-        """Options of `harvester run`: they make the ceilings of one run hold for the store.
+    def options(self, *, hourly: bool) -> tuple[str, ...]:
+        """Return options of `harvester run`, by which no start renews the ceilings of one run.
 
-        A scheduler starts one run after another, and a ceiling that holds for one run would be renewed by
-        each. Where [budget] has a ceiling that lasts, it decides.
+        A scheduler starts one run after another. Without a ceiling that lasts, those of a run hold for the
+        store. With one, hourly starts share them: those of one opening, or where there is no end to the hours
+        those of a day.
+
+        Args:
+            hourly: whether the scheduler starts it every hour.
         """
-        return ("--budget-per", "store") if self._renews_ceilings else ()
+        if not _is_set(self.budget.by_span[BudgetSpan.RUN]):
+            return ()
+        if not self._lasting:
+            return ("--budget-per", "store")
+        if not hourly:
+            return ()
+        return ("--share-opening",) if self._closes else ("--budget-per", "day")
 
     @property
-    def _renews_ceilings(self) -> bool:
-        ceilings = self.budget.by_span
-        return _is_set(ceilings.pop(BudgetSpan.RUN)) and not any(map(_is_set, ceilings.values()))
+    def _lasting(self) -> list[BudgetSpan]:
+        spans = self.budget.by_span.items()
+        return [span for span, ceiling in spans if span is not BudgetSpan.RUN and _is_set(ceiling)]
 
     @property
-    def budget_comment(self) -> str:
-        """One line of comment about the ceilings that survive restarts."""
-        if self._renews_ceilings:
+    def _closes(self) -> bool:
+        """Whether there are hours, and times outside them."""
+        hours, now = OpeningHours(tuple(self.openings)), time.time()
+        return bool(self.openings) and (not hours.is_open(now) or hours.closes_at(now) is not None)
+
+    def budget_comment(self, *, hourly: bool) -> str:
+        """Return one line of comment about the ceilings that survive restarts."""
+        options = self.options(hourly=hourly)
+        if "store" in options:
             return "[budget] holds for all runs of the store together here, so that no restart renews it."
-        spans = [f"[budget.{span}]" for span, ceiling in self.budget.by_span.items() if _is_set(ceiling)]
-        lasting = [text for text in spans if text != "[budget.run]"]
-        if lasting:
-            return (
-                f"Ceilings that survive restarts: {', '.join(lasting)}. `harvester status` says what is left."
-            )
-        return "No ceiling in [budget]: nothing bounds what the runs cost together."
+        if not self._lasting:
+            return "No ceiling in [budget]: nothing bounds what the runs cost together."
+        lasting = ", ".join(f"[budget.{span}]" for span in self._lasting)
+        text = f"Ceilings that survive restarts: {lasting}. `harvester status` says what is left."
+        if options:
+            span = "the runs of one opening" if "--share-opening" in options else "a day (UTC)"
+            text += f" That of a run holds for {span} here."
+        return text
 
 
 def _is_set(ceiling: CeilingSection) -> bool:
@@ -115,8 +132,8 @@ def systemd(harvest: Harvest) -> dict[str, str]:
         "described": plain(str(harvest.config)).replace("%", "%%").replace("\\", "\\\\"),
         "folder": folder.replace("%", "%%"),
         "command": " ".join([_systemd_program(harvest.command[0]), *map(_systemd_word, harvest.command[1:])]),
-        "config": " ".join(map(_systemd_word, (str(harvest.config), *harvest.options))),
-        "budget": harvest.budget_comment,
+        "config": " ".join(map(_systemd_word, (str(harvest.config), *harvest.options(hourly=True)))),
+        "budget": harvest.budget_comment(hourly=True),
         "stop_s": str(harvest.stop_s),
         "calendar": "\n".join(f"OnCalendar={event}" for event in events),
     }
@@ -132,13 +149,16 @@ def cron(harvest: Harvest) -> dict[str, str]:
     Raises:
         ConfigError: cron would change a path.
     """
-    words = [checked(word) for word in (*harvest.command, "run", str(harvest.config), *harvest.options)]
+    words = [
+        checked(word)
+        for word in (*harvest.command, "run", str(harvest.config), *harvest.options(hourly=True))
+    ]
     if bad_word := next((word for word in words if "\\" in word), ""):  # cron daemons disagree about these
         raise ConfigError("cron would change a path with a backslash", place=bad_word, remedy=RENAME)
     folder, command = shlex.quote(str(harvest.config.parent)), shlex.join(words)
     # In crontab(5) an unescaped % ends the command.
     entry = f"cd {folder} && {command} >> harvest.log 2>&1".replace("%", "\\%")
-    values = {"described": plain(str(harvest.config)), "budget": harvest.budget_comment}
+    values = {"described": plain(str(harvest.config)), "budget": harvest.budget_comment(hourly=True)}
     lines = [fill("harvest.cron", values).rstrip()]
     if not harvest.openings:
         lines.append(f"17 * * * * {entry}")
@@ -177,7 +197,7 @@ def kubernetes(harvest: Harvest) -> dict[str, str]:
             "stop_s": str(harvest.stop_s),
             "image": yaml_text(harvest.image),
             **_pod_commands(harvest, str(MOUNT / store)),
-            "budget": harvest.budget_comment,
+            "budget": harvest.budget_comment(hourly=bool(harvest.openings)),
             "env": json.dumps(env),
         },
     )
@@ -231,7 +251,7 @@ def _pod_commands(harvest: Harvest, store: str) -> dict[str, str]:
 
     The index of a pod is in its environment, from 0. A failed shard does not end the others.
     """
-    run = ("run", str(MOUNT / harvest.config.name), *harvest.options)
+    run = ("run", str(MOUNT / harvest.config.name), *harvest.options(hourly=bool(harvest.openings)))
     check = ("status", store, "--check", "--max-age", "10m")
     if harvest.shards == 1:
         command = f"harvester {shlex.join(run)}"
@@ -267,12 +287,15 @@ def slurm(harvest: Harvest) -> dict[str, str]:
     Raises:
         ConfigError: a script can't hold a path.
     """
-    words = [checked(word) for word in (*harvest.command, "run", str(harvest.config), *harvest.options)]
+    words = [
+        checked(word)
+        for word in (*harvest.command, "run", str(harvest.config), *harvest.options(hourly=False))
+    ]
     store = PurePosixPath(harvest.config.parent, harvest.store)
     values = {
         "name": harvest.name,
         "described": plain(str(harvest.config)),
-        "budget": harvest.budget_comment,
+        "budget": harvest.budget_comment(hourly=False),
         "shards": str(harvest.shards),
         "stop_s": str(harvest.stop_s),
         "folder": shlex.quote(checked(str(harvest.config.parent))),

@@ -19,6 +19,7 @@ class Overrides:
     `rows`, `usd`, `tokens`, `runtime_s` and `finish_by` are ceilings; None leaves the file's value.
     `retry` are outcomes of stored answers that are asked again, `retry_dead` asks failed rows again.
     `budget_span` is the span for which `usd` and `tokens` hold, here and at the top of [budget].
+    `share_opening` makes runs since the opening hours began count as one: they share the ceilings of a run.
     `transport` and `shard` replace `[run] transport` and `[run] shard`. `is_allocated` says that a
     coordinator allocates limits and budget, so that a shard is not given its part of them from the start.
     """
@@ -34,6 +35,7 @@ class Overrides:
     metrics_file: Path | None = None
     otel: bool = False
     budget_span: BudgetSpan = BudgetSpan.RUN
+    share_opening: bool = False
     retry: frozenset[str] = frozenset()
     retry_dead: bool = False
     transport: Transport | None = None
@@ -84,5 +86,5 @@ class Overrides:
             words += ["--budget-per", self.budget_span.value]
         if self.transport is not None:
             words += ["--transport", self.transport.value]
-        words += ["--watch"] * self.watch + ["--otel"] * self.otel
+        words += ["--share-opening"] * self.share_opening + ["--watch"] * self.watch + ["--otel"] * self.otel
         return shell_line(*words)

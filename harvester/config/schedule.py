@@ -123,6 +123,13 @@ class OpeningHours:
             return at
         return min(start for start, _ in spans(self.openings, at) if start > at)
 
+    def opened_at(self, at: float) -> float | None:
+        """Return when the opening around `at` began, a week before at most; None when it is closed."""
+        if not self.openings:
+            return None
+        known = spans(self.openings, at - (HORIZON_DAYS - 2) * 86400)  # an opening may have days behind it
+        return next((start for start, end in known if start <= at < end), None)
+
     def closes_at(self, at: float) -> float | None:
         """Return when the opening around `at` ends, or the deadline; None when neither is near."""
         closing = next((end for start, end in spans(self.openings, at) if start <= at < end), None)

@@ -477,7 +477,7 @@ class PassLimits:
 
     `rows` bounds the requests that are newly sent. `grace_s` is how long requests on the wire may take after
     a stop, because they are paid for. `budget_span` is the span for which `usd` and `tokens` hold, here and
-    in [budget].
+    in [budget]. `shared_since`: runs that began then or later count as one run, in Unix seconds.
     """
 
     rows: int | None = None
@@ -486,6 +486,7 @@ class PassLimits:
     runtime_s: float | None = None
     grace_s: float = 25.0
     budget_span: BudgetSpan = BudgetSpan.RUN
+    shared_since: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -400,8 +400,11 @@ async def _show_budget(parts: RunParts) -> None:
     """Show what is left of each ceiling, as after a run that sent something."""
     config, now = parts.prepared.config, parts.clock.wall()
     teacher_id = config.teacher.teacher_id
-    spent = await on_writer(parts.writer, lambda journal: compute_spent(journal, now, teacher_id))
-    parts.control.show_budget(build_budget(config, parts.prepared.limits(), spent, now))
+    limits = parts.prepared.limits()
+    spent = await on_writer(
+        parts.writer, lambda journal: compute_spent(journal, now, teacher_id, limits.shared_since)
+    )
+    parts.control.show_budget(build_budget(config, limits, spent, now))
 
 
 async def _harvest(parts: RunParts) -> PassResult:

@@ -118,7 +118,10 @@ async def open_parts(setup: PassSetup, client: Client) -> PassParts:
         clock,
         acceptance,
     )
-    spent = await writer.call(lambda journal: compute_spent(journal, clock.wall(), config.teacher.teacher_id))
+    since = setup.limits.shared_since
+    spent = await writer.call(
+        lambda journal: compute_spent(journal, clock.wall(), config.teacher.teacher_id, since)
+    )
     policies = build_policies(config, setup.limits, clock, spent, setup.idle_since)
     limiter_state = LimiterState(writer, policies.limiters, config.teacher, clock)
     await limiter_state.restore()
@@ -247,6 +250,7 @@ async def open_batch_transport(setup: PassSetup, parts: PassParts) -> AsyncItera
         await parts.preflight.check()
         await parts.workers.put(request)
 
-    grace_s = setup.limits.grace_s
-    async with open_batches(setup.config, setup.key, make_context, batches, ask_online, grace_s) as transport:
+    async with open_batches(
+        setup.config, setup.key, make_context, batches, ask_online, setup.limits
+    ) as transport:
         yield transport

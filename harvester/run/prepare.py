@@ -99,7 +99,10 @@ class Prepared:
         """Return the ceilings of the pass that the command line and `[run] grace_s` set."""
         grace_s = self.config.run.grace_s if self.flags.grace_s is None else self.flags.grace_s
         flags = self.flags
-        return PassLimits(flags.rows, flags.usd, flags.tokens, flags.runtime_s, grace_s, flags.budget_span)
+        since = self.hours.opened_at(time.time()) if flags.share_opening else None
+        return PassLimits(
+            flags.rows, flags.usd, flags.tokens, flags.runtime_s, grace_s, flags.budget_span, since
+        )
 
     def lines(self) -> list[str]:
         """Say in lines for the terminal what the run will do."""
@@ -138,6 +141,12 @@ def prepare(path: Path, flags: Overrides | None = None) -> Prepared:
     """
     config, flags = settings.load(path), flags or Overrides()
     flags.require(priced=config.teacher.price is not None)
+    if flags.share_opening and not config.schedule.hours:
+        raise ConfigError(
+            "runs share an opening, and there are no opening hours",
+            place="--share-opening",
+            remedy="set [schedule] hours, or give --budget-per day",
+        )
     root = path.resolve().parent
     verdict = gate(config, root)
     verdict.require()

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 from harvester.api.batches import BatchClient
 from harvester.config.config import HarvestConfig
+from harvester.observe.counters import PassLimits
 from harvester.run.batch.context import BatchContext
 from harvester.run.batch.transport import AskOnline, BatchTransport
 from harvester.store.journal import spending
@@ -24,7 +25,7 @@ async def open_batches(
     make_context: MakeContext,
     batches: Sequence[StoredBatch],
     ask_online: AskOnline,
-    grace_s: float,
+    limits: PassLimits,
 ) -> AsyncIterator[BatchTransport]:
     """Build the transport, with the batches that have not ended; close its client at the end.
 
@@ -32,14 +33,14 @@ async def open_batches(
         key: the teacher's credential, None for none.
         batches: those of this provider.
         ask_online: hands a row to the workers.
-        grace_s: how long a batch that is being sent may take after the pass began to drain.
+        limits: of the pass. A batch that is being sent may take `grace_s` after the pass began to drain.
     """
     numbers = {batch.number for batch in batches}
 
     def held(journal: Journal) -> tuple[dict[bytes, int], frozenset[int]]:
         with journal.reading() as connection:
             keys = {key: batch for key, batch in waiting_keys(connection).items() if batch in numbers}
-            run_ids = spending.runs_to_continue(connection, config.teacher.teacher_id)
+            run_ids = spending.runs_to_continue(connection, config.teacher.teacher_id, limits.shared_since)
             runs = {run_id: run for run, run_id in connection.execute("SELECT run, run_id FROM runs")}
         return keys, frozenset(runs[run_id] for run_id in run_ids)
 
@@ -47,4 +48,4 @@ async def open_batches(
         context = make_context(client, frozenset())
         keys, runs = await context.writer.call(held)
         context = make_context(client, runs)
-        yield BatchTransport(context, ask_online, batches, keys, grace_s)
+        yield BatchTransport(context, ask_online, batches, keys, limits.grace_s)

@@ -165,7 +165,7 @@ def budgets(
     spent: Mapping[BudgetSpan, Amounts] = {}
     if sqlite.has_journal(store):
         with Journal.open(store, read_only=True) as journal:
-            spent = compute_spent(journal, now, teacher_id=config.teacher.teacher_id)
+            spent = compute_spent(journal, now, config.teacher.teacher_id, limits.shared_since)
     return build_budget(config, limits, spent, now).as_dict()
 
 

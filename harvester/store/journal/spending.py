@@ -101,12 +101,23 @@ def _answers_of_earlier_release(connection: sqlite3.Connection, run: int) -> dic
     return dict(zip(counter_names(last_us / 1e6), (tokens, counts.get("cost_microusd", 0)), strict=True))
 
 
-def runs_to_continue(connection: sqlite3.Connection, teacher_id: str) -> list[str]:
+def runs_to_continue(
+    connection: sqlite3.Connection, teacher_id: str, since: float | None = None
+) -> list[str]:
     """Return the runs that a run of this teacher goes on from: its last runs, as long as they were killed.
 
     A run that is active, or was killed and is not yet known to be, has no ending and is one of them.
+
+    Args:
+        since: in Unix seconds; the teacher's runs that began then or later count too, however they ended.
     """
-    return _last_killed(_runs_backwards(connection), teacher_id)
+    run_ids = _last_killed(_runs_backwards(connection), teacher_id)
+    if since is not None:
+        query = "SELECT run_id, ending, lineage_json FROM runs WHERE started_us >= ?"
+        for run_id, ending, lineage in connection.execute(query, (int(since * 1e6),)):
+            if _teacher(lineage) == teacher_id and ending != COPIED_ENDING and run_id not in run_ids:
+                run_ids.append(run_id)
+    return run_ids
 
 
 def runs_up_to(connection: sqlite3.Connection, run_id: str) -> list[str]:

@@ -60,7 +60,9 @@ def compute_canary_bill(store: Path, *, alive: bool) -> Bill | None:
         return compute_bill(journal, alive=alive)
 
 
-def compute_spent(journal: Journal, wall: float, teacher_id: str = "") -> dict[BudgetSpan, spending.Amounts]:
+def compute_spent(
+    journal: Journal, wall: float, teacher_id: str = "", since: float | None = None
+) -> dict[BudgetSpan, spending.Amounts]:
     """Return the tokens and micro-dollars that budgets were charged in each span, canaries included.
 
     Args:
@@ -68,12 +70,13 @@ def compute_spent(journal: Journal, wall: float, teacher_id: str = "") -> dict[B
         wall: now, in Unix seconds.
         teacher_id: of the run that begins or has begun. The teacher's last runs count as part of it if they
             were killed.
+        since: its runs that began then or later count as part of it too, in Unix seconds.
 
     Raises:
         StoreError, StoreCorrupt: a journal can't be read.
     """
     with journal.reading() as connection:
-        run_ids = spending.runs_to_continue(connection, teacher_id)
+        run_ids = spending.runs_to_continue(connection, teacher_id, since)
     with _with_canaries(journal) as journals:
         return {
             BudgetSpan.RUN: _sum_of(journals, None, run_ids),

@@ -433,3 +433,36 @@ def test_a_ceiling_of_one_run_holds_for_the_store_in_units(
         assert ("--budget-per" in words_of(pod["containers"][0])) == renewed
     lasting = [f"[budget.{span}]" for span in ("store", "day") if span in budget]
     assert all(span in service for span in lasting)
+
+
+@pytest.mark.parametrize(
+    ("budget", "openings", "options"),
+    [
+        ({"usd": 5.0, "month": {"usd": 50.0}}, NIGHTS, "--share-opening"),
+        ({"tokens": 9, "store": {"usd": 50.0}}, NIGHTS[:1], "--share-opening"),
+        ({"usd": 5.0, "day": {"usd": 50.0}}, (), "--budget-per day"),
+        ({"usd": 5.0, "day": {"usd": 50.0}}, (parse("00:00-24:00 UTC"),), "--budget-per day"),
+        ({"month": {"usd": 50.0}}, NIGHTS, ""),
+    ],
+)
+def test_hourly_starts_do_not_renew_the_ceiling_of_one_run(
+    tmp_path: Path, budget: dict[str, Any], openings: Sequence[Any], options: str
+) -> None:
+    planned = harvest(tmp_path, openings, budget=BudgetSection.model_validate(budget))
+    service = service_units.systemd(planned)["harvest-x.service"]
+    (start,) = [line for line in service.splitlines() if line.startswith("ExecStart=")]
+    assert start.partition("harvest.toml")[2].strip() == options
+    assert ("That of a run holds for" in service) == bool(options)
+    crontab = service_units.cron(planned)["harvest-x.cron"].splitlines()
+    commands = [line for line in crontab if " cd " in line]
+    for line in commands:
+        assert line.partition("harvest.toml")[2].partition(">>")[0].strip() == options
+    for text in service_units.kubernetes(planned).values():
+        spec = yaml.safe_load(text)["spec"]
+        if openings:
+            (container,) = spec["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+            assert words_of(container)[2:] == options.split()
+        else:  # it is started once
+            assert spec["template"]["spec"]["containers"][0]["args"] == ["run", "/harvest/harvest.toml"]
+    slurm = service_units.slurm(replace(planned, shards=2))["harvest-x.sbatch"]
+    assert "--share-opening" not in slurm

@@ -70,3 +70,4 @@ def test_the_resume_command_repeats_every_option_but_ceilings() -> None:
         metrics_file=Path("a b.prom"),
     )
     assert flags.again(Path("h.toml")) == "harvester run h.toml --metrics-file 'a b.prom' --watch --otel"
+    assert Overrides(share_opening=True).again(Path("h.toml")) == "harvester run h.toml --share-opening"

@@ -242,3 +242,20 @@ def test_an_instant_names_its_offset() -> None:
         with pytest.raises(ValueError, match="between 1970 and 9999"):
             schedule.instant(text)
     assert [schedule.local(far, "Asia/Tokyo")[4:8] for far in (-1e18, 1e18)] == ["1970", "9999"]
+
+
+def test_an_opening_that_follows_another_without_a_gap_began_with_it() -> None:
+    nights = (parse("Mon-Fri 19:00-07:00 Europe/Berlin"), parse("Sat-Sun 00:00-24:00 Europe/Berlin"))
+    hours, zone = OpeningHours(nights), ZoneInfo("Europe/Berlin")
+
+    def opened(day: int, hour: int) -> datetime | None:
+        at = hours.opened_at(datetime(2027, 1, day, hour, tzinfo=zone).timestamp())
+        return None if at is None else datetime.fromtimestamp(at, zone)
+
+    assert opened(5, 19) == opened(6, 6) == datetime(2027, 1, 5, 19, tzinfo=zone)  # a Tuesday
+    assert opened(8, 20) == opened(10, 23) == datetime(2027, 1, 8, 19, tzinfo=zone)
+    assert opened(6, 7) is opened(11, 0) is None
+    week = OpeningHours((parse("Mon-Sat 00:00-24:00 UTC"),))
+    saturday, monday = (datetime(2027, 1, day, tzinfo=ZoneInfo("UTC")).timestamp() for day in (9, 4))
+    assert week.opened_at(saturday + 86_399) == monday
+    assert OpeningHours().opened_at(saturday) is None

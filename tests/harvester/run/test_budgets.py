@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,11 +14,13 @@ import pytest
 
 from harvester.config.budget_spans import BudgetSpan
 from harvester.config.overrides import Overrides
+from harvester.errors import ConfigError
 from harvester.mock_teacher.running import RunningMock
 from harvester.observe.report.report import progress
 from harvester.observe.status import current_status, status_lines
 from harvester.run import job
-from harvester.run.prepare import look_ahead, prepare
+from harvester.run.planning.plan import budgets
+from harvester.run.prepare import Prepared, look_ahead, prepare
 from harvester.store.journal.journal import Journal
 from harvester.store.journal.records import Intent, RunRecord
 from harvester.store.maintain.bill import compute_spent
@@ -200,6 +202,51 @@ def test_ceilings_of_a_run_can_hold_for_the_store(mock_teacher: Mock, tmp_path: 
         assert summary.exit_code == 10
         assert "--budget-per store" in summary.resume
     assert 0 < mock.totals()["total_tokens"] <= 900
+
+
+def test_runs_of_one_opening_share_the_ceiling_of_a_run(mock_teacher: Mock, tmp_path: Path) -> None:
+    mock = mock_teacher()
+    hours = '[schedule]\nhours = ["00:00-12:00 UTC", "12:00-24:00 UTC"]\n'  # open whenever this runs
+    more = f"[budget]\ntokens = 900\n[budget.month]\ntokens = 100000\n{hours}"
+    config = write_folder(tmp_path, mock.base_url, 200, more=more)
+    shared = Overrides(share_opening=True)
+    totals = []
+    for flags in (shared, shared, shared, Overrides()):
+        summary = asyncio.run(job.run(prepare(config, flags), lambda _: None))
+        assert summary.exit_code == 10
+        assert ("--share-opening" in summary.resume) == flags.share_opening
+        totals.append(mock.totals()["total_tokens"])
+    assert 0 < totals[0] == totals[1] == totals[2] <= 900 < totals[3] <= 1800
+    left = [plan_budgets(prepare(config, flags)) for flags in (shared, Overrides())]
+    assert left[0]["run"]["tokens_spent"] == totals[3]
+    assert left[1]["run"]["tokens_spent"] == 0
+    config.write_text(config.read_text().replace(hours, ""))
+    with pytest.raises(ConfigError, match="no opening hours"):
+        prepare(config, shared)
+
+
+def plan_budgets(ready: Prepared) -> Mapping[str, Mapping[str, float | None]]:
+    return budgets(ready.config, ready.root, ready.limits())
+
+
+def test_runs_before_the_opening_and_of_other_teachers_do_not_count_for_it(tmp_path: Path) -> None:
+    with Journal.open(tmp_path) as journal:
+        for number, (run_id, at, teacher) in enumerate(
+            [
+                ("before", 100.0, "t|m"),
+                ("first", 200.0, "t|m"),
+                ("second", 300.0, "t|m"),
+                ("other", 300.0, "o|m"),
+            ]
+        ):
+            journal.begin_run(RunRecord(run_id, at, teacher))
+            journal.apply([Intent(number, bytes([number]) * 32, run_id, "t", at, 10**number, 0)])
+            journal.end_run(run_id, "parked", 10, at + 1)
+        charged = {
+            since: compute_spent(journal, 400.0, "t|m", since)[BudgetSpan.RUN][0]
+            for since in (None, 50.0, 200.0, 300.0, 301.0)
+        }
+    assert charged == {None: 0, 50.0: 111, 200.0: 110, 300.0: 100, 301.0: 0}
 
 
 def test_a_store_of_an_earlier_release_counts_with_all_that_it_spent(
