@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from harvester.api.scoring.request_forms import listed_of
+from harvester.api.request_key import request_key
+from harvester.api.scoring.request_forms import endpoint_in_key, listed_of
 from harvester.api.types import Outcome
 from harvester.store.reader import Corpus
 from trainer.data.chat_template import Renderer
@@ -23,7 +24,10 @@ from trainer.experiments.pool import PoolPrompt
 from trainer.model.generate import Answer
 from trainer.onpolicy.groups import Groups, TeacherToken, group, unscored
 
-SCORED_COLUMNS = ("outcome", "teacher_id", "request_json", "logprobs")
+_COLUMNS_OF_TEACHER = ("outcome", "teacher_id", "request_json", "key", "former_key", "sample_index")
+SCORED_COLUMNS = (*_COLUMNS_OF_TEACHER, "logprobs")
+# An adopted row does not say the epoch that is part of its key; others are tried up to here.
+_EPOCHS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,11 +162,12 @@ def read_scores(
     wanted = {text.asked for text in texts}
     scores: dict[str, Scored] = {}
     for batch in corpus.batches(SCORED_COLUMNS):
-        is_scored = pc.equal(batch.column("outcome"), Outcome.SCORED.value)
-        scored = batch.filter(pc.and_(is_scored, pc.equal(batch.column("teacher_id"), teacher_id)))
+        scored = batch.filter(pc.equal(batch.column("outcome"), Outcome.SCORED.value))
         asked_at: dict[int, str] = {}
-        for at, request in enumerate(scored.column("request_json").to_pylist()):
-            body = json.loads(request)
+        for at, row in enumerate(scored.select(list(_COLUMNS_OF_TEACHER)).to_pylist()):
+            if not _is_of_teacher(teacher_id, row):
+                continue
+            body = json.loads(row["request_json"])
             asked = _chat_key(body["messages"]) if "messages" in body else body.get("prompt") or body["text"]
             if asked in wanted and (listed_of(body) > 0) == (table is not None):
                 asked_at[at] = asked
@@ -177,6 +182,22 @@ def read_scores(
     return scores
 
 
+def _is_of_teacher(teacher_id: str, row: Mapping[str, Any]) -> bool:
+    """Whether a row is of a teacher, or of an address whose rows its identity has adopted.
+
+    `harvester adopt` changes their keys only: they keep the teacher's id, with the address.
+    """
+    if row["teacher_id"] == teacher_id:
+        return True
+    name, _, model = teacher_id.partition("|")
+    if not row["former_key"] or row["teacher_id"].partition("|")[2] != model:
+        return False
+    body = json.loads(row["request_json"])
+    endpoint = endpoint_in_key(name, body)
+    keys = (request_key(endpoint, body, row["sample_index"], epoch) for epoch in range(_EPOCHS))
+    return any(key.hex() == row["key"] for key in keys)
+
+
 def dollars_of_scores(corpus: Corpus, teacher_id: str) -> float | None:
     """Return what a teacher's scored texts in the store cost; None without a price.
 
@@ -185,8 +206,9 @@ def dollars_of_scores(corpus: Corpus, teacher_id: str) -> float | None:
     """
     microusd = sum(
         sample.cost_microusd
-        for sample in corpus.samples(["outcome", "teacher_id", "cost_microusd", "key"])
-        if sample.outcome == Outcome.SCORED.value and sample.teacher_id == teacher_id
+        for sample in corpus.samples([*_COLUMNS_OF_TEACHER, "cost_microusd"])
+        if sample.outcome == Outcome.SCORED.value
+        and _is_of_teacher(teacher_id, {name: getattr(sample, name) for name in _COLUMNS_OF_TEACHER})
     )
     return microusd / 1e6 if microusd else None
 

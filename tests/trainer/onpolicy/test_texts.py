@@ -6,6 +6,8 @@ import json
 
 import pytest
 
+from harvester.api.request_key import request_key
+from harvester.api.scoring.request_forms import endpoint_in_key
 from harvester.quality.verifiers.verifiers import Candidate
 from harvester.store.reader import Corpus
 from tests.trainer import teacher_logprobs, tiny
@@ -143,6 +145,32 @@ def test_scores_of_another_teacher_in_the_store_are_not_taken(student, template,
         assert dollars_of_scores(Corpus.open(corpus), teacher) == pytest.approx(number / 1000)
     assert read_scores(Corpus.open(corpus), [text], "http://d/v1|m", None) == {}
     assert dollars_of_scores(Corpus.open(corpus), "http://d/v1|m") is None
+
+
+def test_scores_that_an_identity_adopted_are_the_teachers(student, template, tmp_path):
+    """`harvester adopt` gives rows the key of the identity; their teacher's id still has the address."""
+    text = made(student, template, answer_of(student, "hi"))
+    corpora = {}
+    for model in ("m", "other"):
+        body = {"model": model, "prompt": text.asked, "prompt_logprobs": 0}
+        row = tiny.sample(
+            1,
+            "",
+            None,
+            outcome="scored",
+            key=request_key(endpoint_in_key("llama", body), body, 0, epoch=2).hex(),
+            former_key="0" * 64,
+            teacher_id=f"http://a/v1|{model}",
+            request_json=json.dumps(body),
+            logprobs=[teacher_logprobs.entry(b"hi", -1.0, [])],
+            cost_microusd=1000,
+        )
+        corpora[model] = Corpus.open(tiny.corpus(tmp_path / model, [row]))
+    assert read_scores(corpora["m"], [text], "llama|m")[text.asked].tokens == ((b"hi", -1.0),)
+    assert dollars_of_scores(corpora["m"], "llama|m") == pytest.approx(0.001)
+    for model, other in (("m", "http://b/v1|m"), ("m", "qwen|m"), ("other", "llama|m")):
+        assert read_scores(corpora[model], [text], other) == {}
+        assert dollars_of_scores(corpora[model], other) is None
 
 
 def test_prompts_with_the_teachers_special_tokens_are_left_out(template):
