@@ -54,7 +54,7 @@ def _other_choices(document: Mapping[str, Any]) -> list[Any]:
     if isinstance(output, list) and output:
         return [_of_items(output, document)]
     message = document.get("message")
-    if isinstance(message, Mapping) and message.keys() & _OF_MESSAGE:
+    if isinstance(message, Mapping) and (finish_word(document) or message.keys() & _OF_MESSAGE):
         return [{"message": message, "finish_reason": _finish_of_envelope(document)}]
     return []
 

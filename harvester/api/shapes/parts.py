@@ -141,7 +141,7 @@ def _member(part: Mapping[str, Any], role: Role, depth: int) -> Content:
     if name is None:
         return _NOT_UNDERSTOOD
     content = _read(part[name], role, depth + 1)
-    is_one = role is not Role.TEXT or sum(bool(part.get(other)) for other in _TEXT_HOLDERS) < 2
+    is_one = role is not Role.TEXT or not any(part.get(other) for other in _TEXT_HOLDERS if other != name)
     return content if is_one else replace(content, understood=False)
 
 

@@ -534,6 +534,20 @@ def test_reasoning_that_moves_to_another_member_of_a_stream_is_not_ok(
     assert parse(events(*pieces, {"content": "4"})).outcome is outcome
 
 
+def test_an_answer_inside_a_part_without_text_is_not_ok() -> None:
+    content = {"text": None, "delta": {"content": "is four."}}
+    assert parse(events({"content": "The answer "}, {"content": content})).outcome is Outcome.UNKNOWN
+
+
+@pytest.mark.parametrize(
+    "message", [{"role": "assistant", "thinking": "hm"}, {"value": {"content": "4"}}, {"role": "assistant"}]
+)
+def test_a_text_beside_a_message_without_one_is_no_answer(message: dict[str, Any]) -> None:
+    """It was: the reasoning was lost, and a text from anywhere was `ok`."""
+    parsed = parse(orjson.dumps({"message": message, "done_reason": "stop", "text": "five"}))
+    assert (parsed.text or "", parsed.outcome is Outcome.OK) == ("", False)
+
+
 def test_two_texts_in_one_part_are_not_ok() -> None:
     content = {"parts": [{"text": "42"}], "text": "model"}
     document = {"candidates": [{"content": content, "finishReason": "STOP"}]}
