@@ -185,8 +185,9 @@ def _finish_words(value: Any, depth: int) -> Iterator[str]:
 
 
 def _is_end(word: str) -> bool:
-    plain = _plain(word)
-    return plain in _END_WORDS or plain.removeprefix("finishreason") in _END_WORDS
+    """Whether a finish reason, or a part of one with details as in "stop: end of turn", is an end."""
+    plain = [_plain(part) for part in (word, *word.split(":"))]
+    return any(part in _END_WORDS or part.removeprefix("finishreason") in _END_WORDS for part in plain)
 
 
 def _plain(word: str) -> str:
