@@ -501,8 +501,10 @@ class BatchTransport:
         for batch, since in pending:
             ticket = tickets.get(batch.name)
             if ticket is not None:
+                created = await submission.note_created(context, batch, ticket)
+                # At no moment in neither of the two: `finish` would take its rows for held by no batch.
                 self._unconfirmed.pop(batch.number)
-                self._open[batch.number] = await submission.note_created(context, batch, ticket)
+                self._open[batch.number] = created
                 has_changed = True
             elif context.clock.wall() >= since + context.config.batch.settle:
                 await self._release(batch, TeacherUnavailable("the batch was never created"))

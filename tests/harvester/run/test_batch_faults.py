@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +10,10 @@ from typing import Any
 
 import pytest
 
+from harvester.mock_teacher.running import RunningMock
 from harvester.mock_teacher.settings import BatchSettings
+from harvester.run.batch import submission
+from harvester.run.batch.transport import BatchTransport
 from harvester.run.control import client
 from harvester.store.journal.journal import Journal
 from tests.harvester.run.batch_bench import (
@@ -21,6 +25,7 @@ from tests.harvester.run.batch_bench import (
     sums,
     waiting,
 )
+from tests.waiting import PATIENCE_S
 
 ROWS = 10
 
@@ -253,8 +258,8 @@ def test_another_model_in_a_batch_parks_a_strict_run_and_loses_no_line_of_it(moc
     require_whole(ended.store, mock, ROWS)
 
 
-def test_a_run_that_is_stopped_while_its_last_batch_is_sent_ends(mock_teacher, tmp_path: Path):
-    mock = mock_teacher()
+def stopped_while_creating(mock: RunningMock, tmp_path: Path) -> None:
+    """Run until a batch is created whose creation is not answered, and stop."""
     asked: list[threading.Thread] = []
 
     def watch(_: Mapping[str, Any]) -> None:
@@ -266,5 +271,38 @@ def test_a_run_that_is_stopped_while_its_last_batch_is_sent_ends(mock_teacher, t
     faults = [{"action": "silence", "on": "create", "nth": 1}]
     ended = harvest(mock, tmp_path, sums(ROWS), faults, watch=watch, run={"grace_s": 1})
     assert (ended.exit_code, ended.fired, len(asked)) == (10, 1, 1)
-    assert harvest(mock, tmp_path, sums(ROWS)).exit_code == 0
-    require_whole(ended.store, mock, ROWS)
+
+
+def test_a_run_that_is_stopped_while_its_last_batch_is_sent_ends(mock_teacher, tmp_path: Path):
+    mock = mock_teacher()
+    stopped_while_creating(mock, tmp_path)
+    again = harvest(mock, tmp_path, sums(ROWS))
+    assert again.exit_code == 0, again.output
+    require_whole(again.store, mock, ROWS)
+
+
+def test_a_pass_whose_rows_are_all_read_waits_for_a_batch_that_is_being_confirmed(
+    mock_teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """While it was written down that the batch exists, none seemed to hold the rows: the run parked."""
+    mock = mock_teacher()
+    stopped_while_creating(mock, tmp_path)
+    note_created, finish = submission.note_created, BatchTransport.finish
+    is_confirming, all_read = asyncio.Event(), asyncio.Event()
+
+    async def finish_meanwhile(self: BatchTransport) -> None:
+        await asyncio.wait_for(is_confirming.wait(), PATIENCE_S)
+        all_read.set()
+        await finish(self)
+
+    async def note_created_late(*arguments: Any) -> Any:
+        is_confirming.set()
+        await all_read.wait()
+        await asyncio.sleep(0.01)
+        return await note_created(*arguments)
+
+    monkeypatch.setattr(BatchTransport, "finish", finish_meanwhile)
+    monkeypatch.setattr(submission, "note_created", note_created_late)
+    ended = harvest(mock, tmp_path, sums(ROWS))
+    assert ended.exit_code == 0, ended.output
+    require_whole(tmp_path / "store", mock, ROWS)
