@@ -110,7 +110,8 @@ class RunSection(FrozenModel):
             not an attempt.
         purpose: what the answers are for; the terms are checked for it.
         trust_env: use proxies and certificates that environment variables name.
-        strict_model: park the run when another model or build answers than the first one.
+        strict_model: park the run when another model or build answers than the first one. Later runs of this
+            teacher send nothing until `harvester resume`.
         deadline_s: time limit of one attempt; None: long enough for `max_tokens` from a slow teacher.
         grace_s: how long a signal waits for answers that are on their way.
         epoch: part of every request key; another number asks everything again.

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from harvester.api.error_body import excerpt
 from harvester.errors import (
     Ending,
     HarvesterError,
@@ -107,6 +108,8 @@ async def _run(parts: RunParts) -> Summary:
             result, error = await _pass(parts, signals)
             await _check_terms(parts)
             error = error or parts.stop.refused
+            if error is None:
+                await _hold_later_runs(parts, result)
             exit_code = _exit_code(parts, result, error, signals)
             parts.control.detach()
             parts.heartbeat.set_state(RunState.SEALING)
@@ -469,6 +472,19 @@ async def _check_terms(parts: RunParts) -> None:
         return  # sealing meets it again
     except (HarvesterError, OSError) as error:
         parts.stop.refuse(terms_watch.unreadable_terms(error))
+
+
+async def _hold_later_runs(parts: RunParts, result: PassResult) -> None:
+    """Pause the runs to come where another model answered a strict one.
+
+    A later run would take its own first answer as the one to compare with, so a schedule would go on with
+    the other model within the hour.
+    """
+    config, models = parts.prepared.config, list(result.counts.served_models)
+    if config.run.strict_model and len(models) > 1:
+        change = f"the teacher changed ({excerpt(models[1])} answers in place of {excerpt(models[0])})"
+        teacher_id = config.teacher.teacher_id
+        await on_writer(parts.writer, lambda journal: pauses.save(journal, pauses.DRIFT, change, teacher_id))
 
 
 def _exit_code(parts: RunParts, result: PassResult, error: HarvesterError | None, signals: Signals) -> int:

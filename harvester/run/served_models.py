@@ -23,7 +23,8 @@ class ServedModels:
 
     Args:
         tally: gets the counts.
-        strict: park the run when another model or build than the first one answers.
+        strict: park the run when another model or build than the first one answers; `job` then pauses those
+            to come.
         providers: providers that a router may use; empty for any.
     """
 

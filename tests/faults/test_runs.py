@@ -13,6 +13,7 @@ from harvester.errors import PromptError
 from harvester.mock_teacher.running import RunningMock
 from harvester.observe.status import current_status, status_lines
 from harvester.run.prepare import prepare
+from harvester.store import pauses
 from harvester.store.journal.journal import Journal
 from harvester.store.reader import Corpus
 from harvester.system.clock import SystemClock
@@ -108,6 +109,9 @@ def test_row_26_another_teacher_midway_is_reported_and_parks_where_wanted(
     )
     assert parked.exit_code == 10
     assert "another teacher answers now" in parked.output
+    assert "the next run sends nothing: the teacher changed (mock-teacher" in parked.output
+    held = pauses.clear_without_run(tmp_path / "store")
+    assert list(held) == ["drift"]
     assert 21 <= parked.billed["requests"] == parked.totals.answers - 60 <= 24
     rows = Corpus.open(tmp_path / "store").samples()
     assert len({(row.response_model, row.system_fingerprint) for row in rows}) == 2

@@ -15,6 +15,7 @@ from harvester.mock_teacher.settings import BatchSettings
 from harvester.run.batch import submission
 from harvester.run.batch.transport import BatchTransport
 from harvester.run.control import client
+from harvester.store import pauses
 from harvester.store.journal.journal import Journal
 from tests.harvester.run.batch_bench import (
     HOUR,
@@ -253,6 +254,7 @@ def test_another_model_in_a_batch_parks_a_strict_run_and_loses_no_line_of_it(moc
     ended = harvest(mock, tmp_path, sums(ROWS), run={"strict_model": True}, api={"max_requests": 6})
     assert (ended.exit_code, "another teacher answers now" in ended.output) == (10, True)
     assert ended.totals.answers == 6
+    assert pauses.clear_without_run(ended.store)
     again = harvest(mock, tmp_path, sums(ROWS), run={"strict_model": True})
     assert (again.exit_code, again.totals.answers, again.billed["requests"]) == (10, ROWS, 0)
     require_whole(ended.store, mock, ROWS)
