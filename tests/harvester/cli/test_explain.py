@@ -117,7 +117,7 @@ def test_schedule_prints_units_and_wants_one_scheduler(tmp_path: Path) -> None:
         "files"
     ]
     assert set(files) == {"night.service", "night.timer"}
-    assert "22:00:00 Europe/Berlin" in files["night.timer"]
+    assert "22,23:00:00 Europe/Berlin" in files["night.timer"]
     assert harvester("schedule", config).returncode == 2
     assert harvester("schedule", "--cron", config, "--name", "no good").returncode == 2
     assert "--slurm needs --shards" in harvester("schedule", "--slurm", config).stderr
