@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any
 
 import orjson
@@ -23,7 +23,7 @@ from harvester.api.replies.logprobs import PER_TOKEN_MEMBERS, joined_lists, list
 from harvester.api.shapes.envelopes import BARE_TEXT_MEMBERS, choices_of
 from harvester.api.shapes.finish import finish_word
 from harvester.api.shapes.parts import NESTED_MEMBERS, REASONING_MEMBERS
-from harvester.api.shapes.repeats import FEWEST_CHARS, without_repeats
+from harvester.api.shapes.repeats import is_no_chance, without_repeats
 from harvester.api.shapes.snapshots import Snapshots
 from harvester.errors import ConnectionBroken
 
@@ -109,7 +109,7 @@ def assemble(raw: bytes) -> Assembled:
             break
         if name in _END_NAMES:
             stream.end()
-    if in_pairs and stream.has_short_text():  # by chance, a short one may be of pairs
+    if in_pairs and stream.may_be_of_pairs():
         stream.is_exact = False
     return stream.document(raw)
 
@@ -158,26 +158,29 @@ def named_events(raw: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _events_in_pairs(raw: bytes) -> int:
-    """How many events come in equal pairs, up to that with the finish reason; 0 unless all of them do.
+    """How many events come in equal pairs, up to the last with a finish reason; 0 unless all of them do.
 
-    Some gateways send every event twice. A pair of whole answers is left to `without_repeats`.
+    Some gateways send every event twice. What follows may come once: usage, or the end mark.
     """
-    events = named_events(raw)
-    for count, (first, second) in enumerate(zip(events, events, strict=False)):
-        if first != second or is_end_mark(first[1]) or count == _MOST_PAIRS:
+    events, found = named_events(raw), 0
+    for count, (first, second) in enumerate(islice(zip(events, events, strict=False), _MOST_PAIRS)):
+        choices = _choices_in(first[1])
+        if first != second:
+            return 0 if choices or _choices_in(second[1]) else found
+        if any(isinstance(choice, Mapping) and finish_word(choice) for choice in choices):
+            found = 2 * (count + 1)
+        elif choices and found:
             return 0
-        if _has_finish(first[1]):
-            return 2 * (count + 1) if count else 0
-    return 0
+    return found
 
 
-def _has_finish(data: bytes) -> bool:
+def _choices_in(data: bytes) -> list[Any]:
+    """The choices of an event; none where it is no JSON."""
     try:
         chunk = orjson.loads(data)
     except (orjson.JSONDecodeError, RecursionError):
-        return False
-    choices = choices_of(chunk)[0] if isinstance(chunk, dict) else None
-    return any(isinstance(choice, Mapping) and finish_word(choice) for choice in choices or ())
+        return []
+    return (choices_of(chunk)[0] or []) if isinstance(chunk, dict) else []
 
 
 def _events(name: bytes, lines: list[bytes]) -> Iterator[tuple[bytes, bytes]]:
@@ -213,9 +216,9 @@ class _Stream:
         """Note that the stream is complete."""
         self.is_done = True
 
-    def has_short_text(self) -> bool:
-        """Whether the text of a choice is shorter than what chance can't explain."""
-        return any(0 < choice.text_length < FEWEST_CHARS for choice in self._choices.values())
+    def may_be_of_pairs(self) -> bool:
+        """Whether chance may explain that the pieces of a text came in pairs."""
+        return any(choice.text and not is_no_chance(choice.text) for choice in self._choices.values())
 
     def add_event(self, name: bytes, data: bytes) -> bool:
         """Add one event; returns whether it was an error, after which nothing else is read."""
@@ -445,9 +448,9 @@ class _Choice:
             self._logprobs.append(lists)
 
     @property
-    def text_length(self) -> int:
-        """Characters of the answer's text; 0 where it isn't plain text."""
-        return sum(len(piece) for piece in self._pieces.get("content", ()) if isinstance(piece, str))
+    def text(self) -> str:
+        """The answer's text as it came; "" where it isn't plain text."""
+        return "".join(piece for piece in self._pieces.get("content", ()) if isinstance(piece, str))
 
     @property
     def is_whole(self) -> bool:

@@ -54,20 +54,20 @@ def _other_choices(document: Mapping[str, Any]) -> list[Any]:
     if isinstance(output, list) and output:
         return [_of_items(output, document)]
     message = document.get("message")
-    if isinstance(message, Mapping) and (finish_word(document) or message.keys() & _OF_MESSAGE):
+    if isinstance(message, Mapping) and message.keys() & _OF_MESSAGE:
         return [{"message": message, "finish_reason": _finish_of_envelope(document)}]
     return []
 
 
 def _bare_text(document: Mapping[str, Any]) -> dict[str, Any] | None:
     """The choice of a body that holds its text and its finish word in members of its own."""
-    if isinstance(document.get("message"), Mapping):
-        return None
     word = _finish_of_envelope(document)
     for name in BARE_TEXT_MEMBERS if word else BARE_TEXT_MEMBERS[:1]:
         value = document.get(name)
         if isinstance(value, str) or (name == "content" and isinstance(value, list)):
             elsewhere = {key: document[key] for key in NESTED_MEMBERS if isinstance(document.get(key), list)}
+            if isinstance(document.get("message"), Mapping):  # it may be the answer, in a form of its own
+                elsewhere["message"] = document["message"]
             return {"message": {**elsewhere, "content": value}, "finish_reason": word}
     return None
 

@@ -17,17 +17,19 @@ def without_repeats(pieces: Sequence[str], *, ends: int = 1) -> tuple[list[str],
     are text: many tokenizers take digits one by one.
 
     Args:
-        ends: how many chunks gave a finish reason. Two of them, and pieces that all come twice, are those of
-            a gateway that sends everything twice.
+        ends: how many chunks gave a finish reason. Several of them, and pieces that all come twice, are those
+            of a gateway that sends everything twice.
     """
     given = [piece for piece in pieces if piece]
     if len(given) < 2:
         return given, True
-    if ends == 2 and given[::2] == given[1::2]:
+    if given[::2] == given[1::2]:
         once = given[::2]
-        if len("".join(once)) < FEWEST_CHARS:
+        is_long = is_no_chance("".join(once))
+        if ends > 1 and is_long:
+            return without_repeats(once)
+        if ends > 1 or (is_long and len(once) >= FEWEST_PIECES):
             return given, False
-        return without_repeats(once)
     if _grow(given):
         growing = [given[0], *(later for earlier, later in pairwise(given) if later != earlier)]
         if len(growing) > 1 and growing[-2].strip():
@@ -38,6 +40,11 @@ def without_repeats(pieces: Sequence[str], *, ends: int = 1) -> tuple[list[str],
         is_clear = len(before) >= FEWEST_PIECES and len(last) >= FEWEST_CHARS and _is_varied(last)
         return (before if is_clear else given), is_clear
     return given, True
+
+
+def is_no_chance(text: str) -> bool:
+    """Whether a text is too long, and too varied, to be sent in equal pairs by chance."""
+    return len(text) >= FEWEST_CHARS and _is_varied(text)
 
 
 def _grow(pieces: Sequence[str]) -> bool:

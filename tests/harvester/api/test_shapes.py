@@ -540,12 +540,20 @@ def test_an_answer_inside_a_part_without_text_is_not_ok() -> None:
 
 
 @pytest.mark.parametrize(
-    "message", [{"role": "assistant", "thinking": "hm"}, {"value": {"content": "4"}}, {"role": "assistant"}]
+    ("message", "text", "outcome"),
+    [
+        ({"role": "assistant", "thinking": "hm"}, "", Outcome.EMPTY),
+        ({"role": "assistant"}, "", Outcome.EMPTY),
+        ({"value": {"content": "4"}}, "five", Outcome.UNKNOWN),
+        ({"id": "m1"}, "five", Outcome.UNKNOWN),
+    ],
 )
-def test_a_text_beside_a_message_without_one_is_no_answer(message: dict[str, Any]) -> None:
+def test_a_text_beside_a_message_without_one_is_no_answer(
+    message: dict[str, Any], text: str, outcome: Outcome
+) -> None:
     """It was: the reasoning was lost, and a text from anywhere was `ok`."""
     parsed = parse(orjson.dumps({"message": message, "done_reason": "stop", "text": "five"}))
-    assert (parsed.text or "", parsed.outcome is Outcome.OK) == ("", False)
+    assert (parsed.text or "", parsed.outcome) == (text, outcome)
 
 
 def test_two_texts_in_one_part_are_not_ok() -> None:
@@ -807,6 +815,7 @@ def twice(raw: bytes, *, id_of_each: bool = False) -> bytes:
     return b"".join(event + b"\n\n" for event in doubled)
 
 
+PIECES = ("The ", "answer ", "is ", "four.")
 USAGE = b'data: {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 2}}\n\n'
 
 
@@ -824,6 +833,33 @@ def test_events_that_all_come_twice_are_read_once(rest: bytes, id_of_each: bool)
     growing = events({"content": "The"}, {"content": "The answer"}, {"content": SENTENCE}, done=False)
     parsed = parse(twice(growing, id_of_each=id_of_each) + rest)
     assert (parsed.text, parsed.outcome) == (SENTENCE, Outcome.OK)
+
+
+def test_a_gateway_that_ends_every_event_and_sends_it_twice_is_read_once() -> None:
+    chunks = [{"choices": [{"index": 0, "delta": {"content": p}, "finish_reason": "stop"}]} for p in PIECES]
+    once = b"".join(b"data: " + orjson.dumps(chunk) + b"\n\n" for chunk in chunks)
+    for raw in (once, twice(once), twice(once) + USAGE, twice(once, id_of_each=True)):
+        parsed = parse(raw)
+        assert (parsed.text, parsed.outcome) == (SENTENCE, Outcome.OK)
+    laughs = [{**chunks[0], "choices": [{**chunks[0]["choices"][0], "delta": {"content": "ha"}}]}] * 2
+    raw = b"".join(b"data: " + orjson.dumps(chunk) + b"\n\n" for chunk in [*laughs, *chunks])
+    parsed = parse(raw)
+    assert (parsed.text, parsed.outcome) == ("haha" + SENTENCE, Outcome.OK)
+
+
+def test_pieces_in_pairs_are_halved_only_where_it_is_clear() -> None:
+    """A server may repeat the finish reason beside the usage, and a gateway may send it once."""
+    ended_twice = {
+        "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 3},
+    }
+    zeros = events(*[{"content": "0"}] * 32, done=False) + b"data: " + orjson.dumps(ended_twice) + b"\n\n"
+    parsed = parse(zeros)
+    assert (parsed.text, parsed.outcome) == ("0" * 32, Outcome.UNKNOWN)
+    parsed = parse(events(*({"content": piece} for piece in PIECES for _ in range(2))))
+    assert (parsed.text, parsed.outcome) == ("".join(p * 2 for p in PIECES), Outcome.UNKNOWN)
+    parsed = parse(events(*({"content": piece} for piece in "112233")))
+    assert (parsed.text, parsed.outcome) == ("112233", Outcome.OK)
 
 
 def test_short_texts_whose_events_all_come_twice_are_not_clear() -> None:
