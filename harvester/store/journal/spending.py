@@ -109,14 +109,22 @@ def runs_to_continue(
     A run that is active, or was killed and is not yet known to be, has no ending and is one of them.
 
     Args:
-        since: in Unix seconds; the teacher's runs that began then or later count too, however they ended.
+        since: in Unix seconds; the teacher's runs that began then or later, or ended after it, count too,
+            however they ended, and those directly before them that were killed.
     """
-    run_ids = _last_killed(_runs_backwards(connection), teacher_id)
-    if since is not None:
-        query = "SELECT run_id, ending, lineage_json FROM runs WHERE started_us >= ?"
-        for run_id, ending, lineage in connection.execute(query, (int(since * 1e6),)):
-            if _teacher(lineage) == teacher_id and ending != COPIED_ENDING and run_id not in run_ids:
-                run_ids.append(run_id)
+    since_us = None if since is None else int(since * 1e6)
+    query = "SELECT run_id, started_us, ended_us, ending, lineage_json FROM runs ORDER BY run DESC"
+    run_ids, is_next_counted = [], True
+    for run_id, started_us, ended_us, ending, lineage in connection.execute(query):
+        if _teacher(lineage) != teacher_id or ending == COPIED_ENDING:
+            continue
+        is_killed = ending in {"", KILLED}
+        is_since = since_us is not None and (started_us >= since_us or (ended_us or 0) > since_us)
+        is_next_counted = is_since or (is_killed and is_next_counted)
+        if is_next_counted:
+            run_ids.append(run_id)
+        elif since_us is None:
+            break
     return run_ids
 
 

@@ -70,7 +70,7 @@ def compute_spent(
         wall: now, in Unix seconds.
         teacher_id: of the run that begins or has begun. The teacher's last runs count as part of it if they
             were killed.
-        since: its runs that began then or later count as part of it too, in Unix seconds.
+        since: its runs that began then or later, or ended after it, count as part of it too, in Unix seconds.
 
     Raises:
         StoreError, StoreCorrupt: a journal can't be read.

@@ -249,6 +249,29 @@ def test_runs_before_the_opening_and_of_other_teachers_do_not_count_for_it(tmp_p
     assert charged == {None: 0, 50.0: 111, 200.0: 110, 300.0: 100, 301.0: 0}
 
 
+def test_runs_that_began_before_the_opening_and_were_alive_in_it_count_for_it(tmp_path: Path) -> None:
+    """A run with --watch may wait for the hours. When a killed one ended is not known."""
+    runs = [
+        ("killed in other hours", 100.0, "killed", None),
+        ("over", 200.0, "parked", 1000.0),
+        ("waited", 900.0, "parked", 1200.0),
+        ("killed", 950.0, "killed", None),
+        ("went on", 1300.0, "parked", 1301.0),
+        ("copied", 900.0, "copied", 1200.0),
+    ]
+    with Journal.open(tmp_path) as journal:
+        for number, (run_id, at, ending, ended_at) in enumerate(runs):
+            journal.begin_run(RunRecord(run_id, at, "t|m"))
+            journal.apply([Intent(number, bytes([number]) * 32, run_id, "t", at, 10**number, 0)])
+            if ended_at is not None:
+                journal.end_run(run_id, ending, 10, ended_at)
+        charged = {
+            since: compute_spent(journal, 1400.0, "t|m", since)[BudgetSpan.RUN][0]
+            for since in (None, 1000.0, 1250.0, 1350.0)
+        }
+    assert charged == {None: 0, 1000.0: 11100, 1250.0: 11000, 1350.0: 0}
+
+
 def test_a_store_of_an_earlier_release_counts_with_all_that_it_spent(
     mock_teacher: Mock, tmp_path: Path
 ) -> None:
