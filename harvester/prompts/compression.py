@@ -52,7 +52,7 @@ class _Steady(io.RawIOBase):
 
     A file that is rewritten in place meanwhile would give a line of which one half is old and one is new: it
     would be asked and paid. When size or time of the file have changed, its beginning and what was read last
-    are read again and compared.
+    are read again and compared. A change after all of the file was read mixes nothing.
     """
 
     def __init__(self, path: Path) -> None:
@@ -73,11 +73,11 @@ class _Steady(io.RawIOBase):
         """
         count = self._file.readinto(buffer)
         facts = self._stat()
-        if facts != self._facts:
-            self._facts = facts
+        if facts != self._facts and (count or not self._is_whole()):
             last_at = self._at - len(self._last)
             if self._differs(0, self._head) or self._differs(last_at, self._last):
                 raise RewrittenError("it was rewritten while it was read")
+            self._facts = facts
         if count:
             self._last = bytes(memoryview(buffer)[:count])
             self._head = self._head or self._last
@@ -92,6 +92,13 @@ class _Steady(io.RawIOBase):
     def _stat(self) -> tuple[int, int]:
         facts = os.fstat(self._file.fileno())
         return facts.st_size, facts.st_mtime_ns
+
+    def _is_whole(self) -> bool:
+        """Whether all of the file was read, in whole lines, as it was at the last look.
+
+        No later look replaces that one while nothing more is read, so what is read after all is compared.
+        """
+        return self._at == self._facts[0] and self._last.endswith(b"\n")
 
     def _differs(self, at: int, content: bytes) -> bool:
         return os.pread(self._file.fileno(), len(content), at) != content

@@ -20,7 +20,7 @@ from harvester.api.types import Request
 from harvester.errors import PromptError
 from harvester.mock_teacher.running import RunningMock, start_in_thread
 from harvester.mock_teacher.settings import MockSettings
-from harvester.prompts import feed
+from harvester.prompts import compression, feed
 from harvester.run import one_pass
 from harvester.run.prepare import look_ahead, prepare
 from harvester.store.journal.journal import Journal
@@ -245,6 +245,64 @@ def test_row_62_a_file_that_is_rewritten_while_it_is_read_ends_the_run_before_a_
     assert 20 < len(asked) < len(old)
     assert asked <= {*old, *new}
     assert run_harvest(mock, tmp_path, prompts=new[:50]).exit_code == 0
+
+
+def test_row_62_a_file_that_was_read_to_its_end_before_an_edit_is_asked_as_it_was(
+    mock: RunningMock, tmp_path: Path
+) -> None:
+    """A small file is read at once, so no line can be of both versions. The next run asks what is new."""
+    old = [f"What is {n} + 1?" for n in range(600)]
+    path = tmp_path / "p.jsonl"
+    changes: list[str] = []
+
+    def watch(status: Mapping[str, Any]) -> None:
+        if status["answers_stored"] > 20 and not changes:
+            changes.append("edited")
+            path.write_text(path.read_text().replace("What is 7 +", "Name 7 +"))
+
+    ended = run_harvest(mock, tmp_path, prompts=old, watch=watch)
+    assert changes == ["edited"]
+    assert (ended.exit_code, ended.totals.answers) == (0, 600)
+    assert {row.messages[-1]["content"] for row in Corpus.open(tmp_path / "store").samples()} == {*old}
+    again = run_harvest(mock, tmp_path, prompts=["Name 7 + 1?" if n == 7 else old[n] for n in range(600)])
+    assert (again.exit_code, again.billed["requests"], again.totals.answers) == (0, 1, 601)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "first"),
+    [
+        (b"a\nb\nc\n", b"", 4),  # not all of it was read, and it ends where the reader is
+        (b"a\nb", b"x\n", 3),  # the last line may have been half of one
+        (b"a\nb\n", b"x\ny\nz\n", 4),
+    ],
+)
+def test_row_62_a_file_that_was_not_read_in_whole_before_it_became_another_is_an_error(
+    tmp_path: Path, old: bytes, new: bytes, first: int
+) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_bytes(old)
+    with compression.open_file(path) as buffered:
+        file = buffered.raw  # type: ignore[attr-defined]
+        assert file.read(first) == old[:first]
+        path.write_bytes(new)
+        os.utime(path, ns=(1, 1))  # another time, however coarse the file system's clock is
+        with pytest.raises(compression.RewrittenError):
+            file.read(9)
+
+
+def test_row_62_what_comes_after_the_end_of_a_rewritten_file_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_bytes(b"a\nb\n")
+    with compression.open_file(path) as buffered:
+        file = buffered.raw  # type: ignore[attr-defined]
+        assert file.read(9) == b"a\nb\n"
+        path.write_bytes(b"x\n")
+        os.utime(path, ns=(1, 1))
+        assert file.read(9) == b""
+        path.write_bytes(b"x\ny\nz\n")
+        os.utime(path, ns=(1, 1))
+        with pytest.raises(compression.RewrittenError):
+            file.read(9)
 
 
 def test_row_60_so_many_bad_lines_as_allowed_are_listed_and_the_rest_is_asked(
