@@ -413,6 +413,23 @@ def unusable(*counts: Mapping[str, int]) -> dict[str, int]:
     return {name: count for name, count in sums.items() if count}
 
 
+def unusable_share(counts: Mapping[str, int], held: int | None) -> tuple[str, str]:
+    """Say how many answers of a store are not usable, and how many by outcome; "" where none is or may be.
+
+    Args:
+        counts: answers by outcome.
+        held: how many answers are stored; None for all of `counts`. Where they are fewer, some were lost or
+            purged whose outcome is not known: then nothing is said by outcome.
+    """
+    by_outcome, known = unusable(counts), sum(counts.values())
+    bad, answers = sum(by_outcome.values()), known if held is None else held
+    if not bad or not answers:
+        return "", ""
+    if known > answers:
+        return f"at most {min(bad, answers):,} of {answers:,}", ""
+    return f"{bad:,} of {answers:,}", ", ".join(f"{count:,} {name}" for name, count in by_outcome.items())
+
+
 def are_texts_repeated(repeated: int, answers: int) -> bool:
     """Whether more answers have the text of one to another prompt than a few equal prompts explain."""
     return repeated >= FEWEST_REPEATED_TEXTS and repeated >= REPEATED_SHARE * answers

@@ -15,7 +15,7 @@ from typing import Any
 from harvester.config import schedule
 from harvester.config.budget_spans import BudgetSpan
 from harvester.errors import COMPLETE_ENDINGS, RunState
-from harvester.observe.counters import are_texts_repeated, judged_text, several_text, unusable
+from harvester.observe.counters import are_texts_repeated, judged_text, several_text, unusable, unusable_share
 from harvester.store import paths
 from harvester.store.journal.batches import waiting_in_batches
 from harvester.store.journal.journal import Journal
@@ -471,16 +471,13 @@ def _ledger(status: Mapping[str, Any]) -> list[str]:
 
 def _unusable(status: Mapping[str, Any]) -> list[str]:
     """Answers that are empty, invalid, filtered, refused or unknown: in the store, or else in this run."""
-    held = status.get("held_outcomes")
-    counts = status.get("outcomes") or {} if held is None else held
-    by_outcome = unusable(counts)
-    if not by_outcome:
+    of_store = status.get("held_outcomes")
+    counts = status.get("outcomes") or {} if of_store is None else of_store
+    share, split = unusable_share(counts, None if of_store is None else status.get("held"))
+    if not share:
         return []
-    text = ", ".join(f"{count:,} {name}" for name, count in by_outcome.items())
-    return [
-        f"unusable  {sum(by_outcome.values()):,} of {sum(counts.values()):,} answers: {text}   "
-        f"(`harvester run CONFIG --retry {','.join(by_outcome)}`)"
-    ]
+    text = f"{share} answers" + (f": {split}" if split else "")
+    return [f"unusable  {text}   (`harvester run CONFIG --retry {','.join(unusable(counts))}`)"]
 
 
 def _canaries(status: Mapping[str, Any]) -> list[str]:

@@ -27,6 +27,7 @@ from harvester.observe.counters import (
     judged_text,
     several_text,
     unusable,
+    unusable_share,
 )
 from harvester.prompts.bad_lines import BAD_PROMPTS_NAME as BAD_PROMPTS
 from harvester.prompts.screen import SKIPPED_PROMPTS_NAME as SKIPPED_PROMPTS
@@ -183,7 +184,10 @@ def _counted(by_outcome: Mapping[str, int]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """How a run ended. `skipped` counts prompts that were not asked, by reason."""
+    """How a run ended. `skipped` counts prompts that were not asked, by reason.
+
+    `held` answers are stored.
+    """
 
     run_id: str
     ending: Ending
@@ -196,6 +200,7 @@ class Summary:
     detail: str = ""
     warnings: tuple[str, ...] = ()
     canary_microusd: int = 0
+    held: int | None = None
     held_outcomes: Mapping[str, int] = field(default_factory=dict)
     skipped: Mapping[str, int] = field(default_factory=dict)
 
@@ -241,17 +246,19 @@ class Summary:
 
     def _unusable_lines(self) -> list[str]:
         """Say how many answers are not usable: of this run, or where it read no rows, of the store."""
-        by_outcome, of_what = self.counts.unusable(), "rows of this run"
+        by_outcome = self.counts.unusable()
         answers = self.counts.answers_stored + self.counts.from_cache
-        if not by_outcome and not self.counts.cached_outcomes:
-            by_outcome, of_what = unusable(self.held_outcomes), "answers in the store"
-            answers = sum(self.held_outcomes.values())
+        text = f"{sum(by_outcome.values()):,} of {answers:,} rows of this run ({_counted(by_outcome)})"
         if not by_outcome:
-            return []
-        return [
-            f"not usable: {sum(by_outcome.values()):,} of {answers:,} {of_what} ({_counted(by_outcome)}); "
-            f"`{self.resume} --retry {','.join(by_outcome)}` asks for them again"
-        ]
+            if self.counts.cached_outcomes:
+                return []
+            by_outcome = unusable(self.held_outcomes)
+            share, split = unusable_share(self.held_outcomes, self.held)
+            if not share:
+                return []
+            text = f"{share} answers in the store" + (f" ({split})" if split else "")
+        again = f"`{self.resume} --retry {','.join(by_outcome)}` asks for them again"
+        return [f"not usable: {text}; {again}"]
 
 
 def warnings_of(snapshot: Snapshot, bad_lines: int = 0, skipped: str = "") -> tuple[str, ...]:

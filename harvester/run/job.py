@@ -562,6 +562,7 @@ async def _summary(parts: RunParts, result: PassResult, exit_code: int, sealed_r
         resume=prepared.flags.again(prepared.path),
         detail=result.detail,
         counts=result.counts,
+        held=totals.held,
         held_outcomes=totals.held_outcomes,
         canary_microusd=parts.canary.news.get("cost_microusd", 0) if parts.canary is not None else 0,
         warnings=(

@@ -234,7 +234,11 @@ def _tiles(account: ReportData) -> list[dict[str, Any]]:
                 "refused for the rate", f"{refused / totals.attempts:.1%}", bad=refused * 20 > totals.attempts
             )
         )
-    for name, count in unusable(totals.held_outcomes).items():
+    bad = unusable(totals.held_outcomes)
+    if sum(totals.held_outcomes.values()) > totals.held:  # some are gone, and their outcome is not known
+        most = min(sum(bad.values()), totals.held)
+        bad = {"at most unusable": most} if most else {}
+    for name, count in bad.items():
         tiles.append(_tile(f"{name} answers", f"{count:,}", bad=True))
     waiting = status.get("batches") or {}
     if waiting.get("batches"):

@@ -318,7 +318,7 @@ class Totals:
 
     @property
     def held_outcomes(self) -> dict[str, int]:
-        """Those answers by outcome."""
+        """Those answers by outcome; with them lost ones, and purged ones of stores of earlier releases."""
         gone = Counter(self.reopened_outcomes) + Counter(self.purged_outcomes)
         counts = {name: count - gone[name] for name, count in self.outcomes.items()}
         return {name: count for name, count in counts.items() if count > 0}

@@ -22,6 +22,7 @@ from harvester.observe.report import prometheus, report
 from harvester.observe.status_line import status_line
 from harvester.observe.status_schema import StatusFile, validated_status
 from harvester.store.journal.lock import StoreLock
+from harvester.store.journal.records import Totals
 from tests.harvester import store_rows
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just(10**400)
@@ -180,3 +181,15 @@ def test_a_process_that_has_just_started_is_not_hung_for_the_heartbeat_of_anothe
 def test_what_was_learned_about_the_server_is_shown() -> None:
     heartbeat = {"run_id": "r", "state": "complete", "learned": ["the server works on 8 at once"]}
     assert "learned   the server works on 8 at once" in status.status_lines(heartbeat)
+
+
+@pytest.mark.parametrize(
+    ("lost", "shown"), [(0, {"empty answers": "2"}), (4, {"at most unusable answers": "2"})]
+)
+def test_the_report_names_no_outcome_of_answers_some_of_which_are_lost(
+    account: report.ReportData, lost: int, shown: Mapping[str, str]
+) -> None:
+    totals = Totals(answers=10, lost=lost, outcomes={"ok": 8, "empty": 2})
+    tiles = report._tiles(replace(account, totals=totals))
+    bad = ("empty", "unusable")
+    assert {tile["name"]: tile["value"] for tile in tiles if any(b in tile["name"] for b in bad)} == shown
