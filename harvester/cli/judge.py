@@ -83,7 +83,7 @@ def judge(
     if summary.exit_code not in _DONE:
         for line in summary.lines()[:-1]:  # its last line is the command that resumes a harvest
             message(line)
-        message(f"resume with: harvester judge {shell_word(config)}")
+        message(f"resume with: {summary.steps_to_resume(f'harvester judge {shell_word(config)}')}")
     facts = verdicts.facts()
     if not facts["judged"] and summary.exit_code in _DONE:
         message("warning: no reply names a verdict: does the rubric ask for the JSON that is read?")

@@ -31,6 +31,7 @@ from harvester.observe.counters import (
 )
 from harvester.prompts.bad_lines import BAD_PROMPTS_NAME as BAD_PROMPTS
 from harvester.prompts.screen import SKIPPED_PROMPTS_NAME as SKIPPED_PROMPTS
+from harvester.system.command_line.shell_words import shell_line
 from harvester.system.counted import counted
 
 # During a pass, a share of unusable answers ends it only from this many answers on.
@@ -186,7 +187,7 @@ def _counted(by_outcome: Mapping[str, int]) -> str:
 class Summary:
     """How a run ended. `skipped` counts prompts that were not asked, by reason.
 
-    `held` answers are stored.
+    `held` answers are stored. With `is_on_hold`, a run sends nothing before `harvester resume`.
     """
 
     run_id: str
@@ -202,6 +203,7 @@ class Summary:
     canary_microusd: int = 0
     held: int | None = None
     held_outcomes: Mapping[str, int] = field(default_factory=dict)
+    is_on_hold: bool = False
     skipped: Mapping[str, int] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
@@ -241,8 +243,12 @@ class Summary:
             )
         lines.extend(f"note: {warning}" for warning in self.warnings)
         if self.exit_code not in {0, TooManyFailures.exit_code}:
-            lines.append(f"resume with: {self.resume}")
+            lines.append(f"resume with: {self.steps_to_resume(self.resume)}")
         return lines
+
+    def steps_to_resume(self, command: str) -> str:
+        """Return what goes on with this harvest in a shell: `command`, once no pause is held."""
+        return f"{shell_line('harvester', 'resume', self.store)} && {command}" if self.is_on_hold else command
 
     def _unusable_lines(self) -> list[str]:
         """Say how many answers are not usable: of this run, or where it read no rows, of the store."""

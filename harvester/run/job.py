@@ -564,6 +564,7 @@ async def _summary(parts: RunParts, result: PassResult, exit_code: int, sealed_r
         counts=result.counts,
         held=totals.held,
         held_outcomes=totals.held_outcomes,
+        is_on_hold=bool(holds),
         canary_microusd=parts.canary.news.get("cost_microusd", 0) if parts.canary is not None else 0,
         warnings=(
             *parts.warnings,

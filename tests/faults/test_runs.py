@@ -110,6 +110,8 @@ def test_row_26_another_teacher_midway_is_reported_and_parks_where_wanted(
     assert parked.exit_code == 10
     assert "another teacher answers now" in parked.output
     assert "the next run sends nothing: the teacher changed (mock-teacher" in parked.output
+    resume = f"harvester resume {tmp_path / 'store'} && harvester run {tmp_path / 'harvest.toml'}"
+    assert parked.output.splitlines()[-1] == f"resume with: {resume}"
     held = pauses.clear_without_run(tmp_path / "store")
     assert list(held) == ["drift"]
     assert 21 <= parked.billed["requests"] == parked.totals.answers - 60 <= 24
