@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -28,8 +29,14 @@ _FREE_SETTINGS = (
     *("data.where", "data.answers", "data.per_prompt", "data.weights"),
 )
 
-# Settings that decide which rows a step learns.
-_ORDER_SETTINGS = ("corpus", "train.batch_tokens", "train.pack_tokens", "train.seed")
+# Settings that decide, with the lengths of the rows, which rows a step learns.
+_ORDER_SETTINGS = ("train.batch_tokens", "train.pack_tokens", "train.seed")
+
+# How many rows there are. The hash `corpus` can't tell whether their order changed: it holds weights, too.
+_COUNTS = ("corpus.examples", "corpus.tokens")
+
+# Member of state.json: hash of the rows' lengths in order. Earlier checkpoints lack it.
+_LENGTHS = "lengths"
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +133,16 @@ class Checkpointer:
     def _notes_of_order(self, newest: checkpoint.Checkpoint, steps: int) -> list[str]:
         """Say what becomes of the rows where the steps before were made of others than those to come."""
         before = newest.state.get("settings", {})
-        if all(before.get(name) == self.settings.get(name) for name in _ORDER_SETTINGS):
-            return []
+        is_same = all(
+            before.get(name) == self.settings.get(name) for name in (*_ORDER_SETTINGS, *_COUNTS)
+        ) and newest.state.get(_LENGTHS) in (None, self._lengths_sha256)
+        if is_same:
+            if before.get("corpus") == self.settings.get("corpus"):
+                return []
+            return [
+                "there are as many rows and tokens as before; if the rows themselves changed, and not only "
+                "their weights or soft targets, some may be learned again and others left out"
+            ]
         if newest.step >= steps:
             return [
                 f"warning: {newest.step:,} steps were made of other rows or sizes, and there are {steps:,} "
@@ -161,7 +176,7 @@ class Checkpointer:
             return
         parameters = self._student.parameters
         moments = checkpoint.optimiser_moments(self._optimiser, parameters)
-        state = progress.as_state(self.settings)
+        state = {**progress.as_state(self.settings), _LENGTHS: self._lengths_sha256}
         current = checkpoint.Checkpoint(progress.steps_done, state, parameters, moments)
         try:
             checkpoint.save(self.folder, current, keep_step=progress.validation.best_step)
@@ -179,6 +194,10 @@ class Checkpointer:
             for name, parameter in self._student.parameters.items():
                 parameter.copy_(stored[name])
         return True
+
+    @cached_property
+    def _lengths_sha256(self) -> str:
+        return hashlib.sha256(self._inputs.dataset.lengths.tobytes()).hexdigest()
 
     @cached_property
     def settings(self) -> dict[str, Any]:

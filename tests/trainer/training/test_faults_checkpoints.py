@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -120,6 +121,46 @@ def test_a_changed_order_of_rows_is_said_on_resume(tmp_path, old, new, said):
     assert [said in note for note in warnings] == [True] * bool(said)
     assert (done.steps_now == 0) is (said == "none is made")
     assert whole > 3
+
+
+def two_answers(*numbers: int):
+    """Ten prompts with two answers each, with these numbers in turn; every other prompt has long answers."""
+    texts = ["abc" * (1 + at % 2 * 4) + "de"[at // 10] for at in range(20)]
+    return [
+        tiny.sample(number, f"say {at % 10}", texts[at], sample_index=at // 10)
+        for at, number in enumerate(numbers)
+    ]
+
+
+def test_rows_that_only_weigh_otherwise_are_not_said_to_be_learned_again_on_resume(tmp_path):
+    sizes = {"batch_tokens": 64, "max_length": 64, "log_every": 1}
+    path = tiny.train_toml(tmp_path, two_answers(*range(20)), data={"weights": "row"}, train=sizes)
+    half_done(path, 3)
+    path.write_text(path.read_text().replace('"row"', '"prompt"'))
+    done = train(settings.load(path), allow_change=True)
+    assert done.steps_now == done.steps - 3 > 0
+    assert any(note.startswith("changed on the way: corpus ") for note in done.notes)
+    assert not [note for note in done.notes if note.startswith("warning")]
+    assert any("if the rows themselves changed" in note for note in done.notes)
+
+
+@pytest.mark.parametrize("knows_lengths", [True, False])
+def test_as_many_rows_in_another_order_are_said_on_resume(tmp_path, knows_lengths):
+    sizes = {"batch_tokens": 64, "max_length": 64, "log_every": 1}
+    path = tiny.train_toml(tmp_path, two_answers(*range(20)), train=sizes)
+    folder = half_done(path, 3)
+    stored = checkpoint.newest_valid(folder)[0]
+    if not knows_lengths:  # as checkpoints of earlier versions
+        state = {key: value for key, value in stored.state.items() if key != "lengths"}
+        assert state != stored.state
+        shutil.rmtree(folder)
+        checkpoint.save(folder, replace(stored, state=state))
+    shutil.rmtree(tmp_path / "store")
+    tiny.corpus(tmp_path / "store", two_answers(0, *range(20, 1, -1)))
+    done = train(settings.load(path), allow_change=True)
+    assert done.steps_now == done.steps - 3 > 0
+    assert any("are learned again" in note for note in done.notes) is knows_lengths
+    assert any("if the rows themselves changed" in note for note in done.notes) is not knows_lengths
 
 
 def test_04_a_second_sigterm_ends_now():
