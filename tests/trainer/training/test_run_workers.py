@@ -109,13 +109,18 @@ def test_workers_that_do_not_end_are_killed_after_the_grace(tmp_path, monkeypatc
     monkeypatch.setattr(launch, "GRACE_S", 0.3)
     code = """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    open(f"{folder}/ready{rank}", "w").close()
     if rank == "0":
+        while not os.path.exists(f"{folder}/ready1"):
+            time.sleep(0.01)
         sys.exit(3)
     time.sleep(600)
+    open(f"{folder}/ended{rank}", "w").close()
     """
-    started = time.monotonic()
     assert launch.run_workers(command(tmp_path, code), 2, print) == 3
-    assert time.monotonic() - started < 300
+    assert (tmp_path / "ready1").exists()  # it ignored SIGTERM before it could get one
+    assert not (tmp_path / "stopped1").exists()
+    assert not (tmp_path / "ended1").exists()  # nor did it end by itself: it was killed
     assert not any(map(alive, pids(tmp_path)))
 
 
