@@ -75,7 +75,10 @@ def notes(result: Mapping[str, Any]) -> list[str]:
             "teacher and count nowhere"
         )
     if last["cut"]:
-        lines.append(f"{last['cut']:,} of {last['answers']:,} of them were cut at max_new_tokens")
+        lines.append(
+            f"{last['cut']:,} of {last['answers']:,} of them have no end of turn: they were cut at "
+            "max_new_tokens or after a token at which servers end an answer"
+        )
     clipped = sum(row["clipped"] for row in (*result["rounds"], *result["held_out"]))
     if clipped:
         lines.append(f"{clipped:,} tokens that the teacher thinks impossible count as e^-30")

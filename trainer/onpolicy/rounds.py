@@ -49,6 +49,7 @@ from trainer.onpolicy.texts import (
     count_answers,
     dollars_of_scores,
     groups_of,
+    known_epochs,
     read_scores,
     text_to_score,
 )
@@ -277,7 +278,8 @@ class OnPolicy:
         self._require_permission(corpus)
         table = None if self._settings.top_logprobs is None else TokenTable()
         sent = [text for text in texts if text is not None]
-        by_text = read_scores(corpus, sent, self._teacher_id, table)
+        epochs = self._epochs()
+        by_text = read_scores(corpus, sent, self._teacher_id, table, epochs=epochs)
         scores = [None if text is None else by_text.get(text.asked) for text in texts]
         stop = self._renderer.chat_shape.stop_id
         examples, groups = [], []
@@ -288,6 +290,9 @@ class OnPolicy:
         if table is not None:
             examples = with_distributions(examples, texts, scores, groups, table, self._renderer)
         return examples, answers, groups
+
+    def _epochs(self) -> tuple[int, ...]:
+        return known_epochs(self._files.train.corpus, self._files.harvest_table)
 
     def _unscored(self, answers: str) -> DataError:
         return DataError(
@@ -374,7 +379,9 @@ class OnPolicy:
             "rounds": self._rounds,
             "held_out": [{k: v for k, v in row.items() if k != BY_PROMPT} for row in self._measured],
             "fall": self._fall(),
-            "dollars": dollars_of_scores(Corpus.open(self._files.train.corpus), self._teacher_id),
+            "dollars": dollars_of_scores(
+                Corpus.open(self._files.train.corpus), self._teacher_id, self._epochs()
+            ),
             "adapter": adapter,
             "adapter_sha256": self._student.sha256(),
         }

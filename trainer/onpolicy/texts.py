@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from harvester.api.request_key import request_key
 from harvester.api.scoring.request_forms import endpoint_in_key, listed_of
 from harvester.api.types import Outcome
 from harvester.store.reader import Corpus
+from harvester.store.where import epochs_of_runs
 from trainer.data.chat_template import Renderer
 from trainer.data.conversation import Conversation
 from trainer.data.student_tokens import StudentTokens
@@ -26,8 +28,8 @@ from trainer.onpolicy.groups import Groups, TeacherToken, group, unscored
 
 _COLUMNS_OF_TEACHER = ("outcome", "teacher_id", "request_json", "key", "former_key", "sample_index")
 SCORED_COLUMNS = (*_COLUMNS_OF_TEACHER, "logprobs")
-# An adopted row does not say the epoch that is part of its key; others are tried up to here.
-_EPOCHS = 64
+# An adopted row does not say the epoch that is part of its key. Those that are known are tried, and these.
+_EPOCHS = range(64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,8 +146,23 @@ class Scored:
     listed: TeacherTokens | None = None
 
 
+def known_epochs(store: Path, harvest_table: Mapping[str, Any]) -> tuple[int, ...]:
+    """Return the epochs in which a harvest.toml and the runs of its store ask.
+
+    Raises:
+        StoreError: the journal can't be read.
+    """
+    own = int(harvest_table.get("run", {}).get("epoch", 0))
+    return tuple(sorted({own, *epochs_of_runs(store).values()}))
+
+
 def read_scores(
-    corpus: Corpus, texts: Sequence[TextToScore], teacher_id: str, table: TokenTable | None = None
+    corpus: Corpus,
+    texts: Sequence[TextToScore],
+    teacher_id: str,
+    table: TokenTable | None = None,
+    *,
+    epochs: Collection[int] = (),
 ) -> dict[str, Scored]:
     """Return what a teacher says of these texts in the store, by `TextToScore.asked`.
 
@@ -155,6 +172,7 @@ def read_scores(
         teacher_id: of the teacher. A store may hold what others say of the same texts.
         table: takes the teacher's tokens; None: the likeliest tokens are not read. With a table only replies
             to requests for several of them count.
+        epochs: of the store, see `known_epochs`.
 
     Raises:
         StoreError, StoreCorrupt: a shard is missing or damaged.
@@ -165,7 +183,7 @@ def read_scores(
         scored = batch.filter(pc.equal(batch.column("outcome"), Outcome.SCORED.value))
         asked_at: dict[int, str] = {}
         for at, row in enumerate(scored.select(list(_COLUMNS_OF_TEACHER)).to_pylist()):
-            if not _is_of_teacher(teacher_id, row):
+            if not _is_of_teacher(teacher_id, row, epochs):
                 continue
             body = json.loads(row["request_json"])
             asked = _chat_key(body["messages"]) if "messages" in body else body.get("prompt") or body["text"]
@@ -182,7 +200,7 @@ def read_scores(
     return scores
 
 
-def _is_of_teacher(teacher_id: str, row: Mapping[str, Any]) -> bool:
+def _is_of_teacher(teacher_id: str, row: Mapping[str, Any], epochs: Collection[int]) -> bool:
     """Whether a row is of a teacher, or of an address whose rows its identity has adopted.
 
     `harvester adopt` changes their keys only: they keep the teacher's id, with the address.
@@ -194,12 +212,16 @@ def _is_of_teacher(teacher_id: str, row: Mapping[str, Any]) -> bool:
         return False
     body = json.loads(row["request_json"])
     endpoint = endpoint_in_key(name, body)
-    keys = (request_key(endpoint, body, row["sample_index"], epoch) for epoch in range(_EPOCHS))
+    tried = dict.fromkeys((*epochs, *_EPOCHS))
+    keys = (request_key(endpoint, body, row["sample_index"], epoch) for epoch in tried)
     return any(key.hex() == row["key"] for key in keys)
 
 
-def dollars_of_scores(corpus: Corpus, teacher_id: str) -> float | None:
+def dollars_of_scores(corpus: Corpus, teacher_id: str, epochs: Collection[int] = ()) -> float | None:
     """Return what a teacher's scored texts in the store cost; None without a price.
+
+    Args:
+        epochs: of the store, see `known_epochs`.
 
     Raises:
         StoreError, StoreCorrupt: a shard is missing or damaged.
@@ -208,7 +230,7 @@ def dollars_of_scores(corpus: Corpus, teacher_id: str) -> float | None:
         sample.cost_microusd
         for sample in corpus.samples([*_COLUMNS_OF_TEACHER, "cost_microusd"])
         if sample.outcome == Outcome.SCORED.value
-        and _is_of_teacher(teacher_id, {name: getattr(sample, name) for name in _COLUMNS_OF_TEACHER})
+        and _is_of_teacher(teacher_id, {name: getattr(sample, name) for name in _COLUMNS_OF_TEACHER}, epochs)
     )
     return microusd / 1e6 if microusd else None
 

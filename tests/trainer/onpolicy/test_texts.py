@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
 from harvester.api.request_key import request_key
 from harvester.api.scoring.request_forms import endpoint_in_key
 from harvester.quality.verifiers.verifiers import Candidate
+from harvester.store.journal.journal import Journal
 from harvester.store.reader import Corpus
+from tests.harvester.store_rows import run_record
 from tests.trainer import teacher_logprobs, tiny
 from trainer.data.chat_template import Renderer
 from trainer.data.student_tokens import StudentTokens
 from trainer.data.teacher_tokens import TokenTable
 from trainer.experiments.pool import PoolPrompt
 from trainer.model.generate import Answer
+from trainer.onpolicy import report
 from trainer.onpolicy.groups import UNSCORED
+from trainer.onpolicy.rounds import OnPolicy
 from trainer.onpolicy.texts import (
     Scored,
     TeacherTemplate,
@@ -171,6 +176,47 @@ def test_scores_that_an_identity_adopted_are_the_teachers(student, template, tmp
     for model, other in (("m", "http://b/v1|m"), ("m", "qwen|m"), ("other", "llama|m")):
         assert read_scores(corpora[model], [text], other) == {}
         assert dollars_of_scores(corpora[model], other) is None
+
+
+@pytest.mark.parametrize("epoch", [0, 63, 64, 20261130])
+@pytest.mark.parametrize("known_by", ["harvest.toml", "a run"])
+def test_adopted_scores_of_any_known_epoch_are_found(student, template, tmp_path, epoch, known_by):
+    """`adopt` knows the epoch by the run, and the harvest asks for no text that the store holds."""
+    text = made(student, template, answer_of(student, "hi"))
+    body = {"model": "m", "prompt": text.asked, "prompt_logprobs": 0}
+    row = tiny.sample(
+        1,
+        "",
+        None,
+        outcome="scored",
+        key=request_key(endpoint_in_key("llama", body), body, 0, epoch=epoch).hex(),
+        former_key="0" * 64,
+        teacher_id="http://a/v1|m",
+        request_json=json.dumps(body),
+        logprobs=[teacher_logprobs.entry(b"hi", -1.0, [])],
+        cost_microusd=1000,
+    )
+    store = tiny.corpus(tmp_path / "store", [row])
+    corpus = Corpus.open(store)  # with a journal it would read the rows that this one sealed
+    table = {"run": {"epoch": epoch}}
+    if known_by == "a run":
+        with Journal.open(store) as journal:
+            journal.begin_run(run_record(config_json=json.dumps(table)))
+        table = {}
+    files = SimpleNamespace(train=SimpleNamespace(corpus=store), harvest_table=table)
+    epochs = OnPolicy._epochs(SimpleNamespace(_files=files))
+    assert list(read_scores(corpus, [text], "llama|m", epochs=epochs)) == [text.asked]
+    assert dollars_of_scores(corpus, "llama|m", epochs) == pytest.approx(0.001)
+    assert read_scores(corpus, [text], "qwen|m", epochs=epochs) == {}
+    assert bool(read_scores(corpus, [text], "llama|m")) is (epoch < 64)
+
+
+def test_the_report_names_both_kinds_of_answers_without_an_end():
+    measured = {"answers": 4, "cut": 2, "tokens": 9, "scored_tokens": 9, "clipped": 0}
+    result = {"held_out": [measured], "held_out_prompts": 100, "rounds": [], "left_out": 0}
+    [line] = [note for note in report.notes(result) if "cut" in note]
+    assert line.startswith("2 of 4 of them have no end of turn")
+    assert "at max_new_tokens or after a token at which servers end" in line
 
 
 def test_prompts_with_the_teachers_special_tokens_are_left_out(template):
