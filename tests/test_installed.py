@@ -29,7 +29,7 @@ pytestmark = pytest.mark.slow
 SOURCES = ("harvester", "trainer", "data", "prompts")
 NOT_SOURCES = shutil.ignore_patterns("__pycache__", "demo", "*.egg-info")
 # Verbs of the trainer that need nothing of the extra `train`.
-WITHOUT_TORCH = {"init", "trace", "config", "publish", "push"}
+WITHOUT_TORCH = {"init", "trace", "config", "publish", "push", "schedule"}
 
 
 class Environment:

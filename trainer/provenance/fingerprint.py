@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from array import array
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import reduce
+from itertools import compress
 from pathlib import Path
 from typing import Any, Protocol
-
-import numpy as np
 
 from harvester.store.reader import Corpus
 from harvester.store.shards.schema import Sample
@@ -330,41 +331,40 @@ class _LeavesByKey:
 
     def __init__(self, leaves: StoredLeaves) -> None:
         self._leaves = leaves
-        starts = np.zeros(len(leaves) + 1, dtype=np.int64)
-        keys = np.zeros(len(leaves), dtype=np.uint64)
+        # Not numpy, which comes with the extra `train`: `trainer trace` works without it.
+        self._starts, keys, start = array("q"), array("Q"), 0
         with leaves.path.open("rb") as file:
-            for place, line in enumerate(file):
-                starts[place + 1] = starts[place] + len(line)
-                keys[place] = _short_key(_parsed(line).key)
-        # Stable; a tree is sorted by key, and one that was changed may not be.
-        self._order = np.argsort(keys, kind="stable").astype(np.int32)
-        self._keys = keys[self._order]
-        self._starts = starts[:-1]
-        self._is_left = np.ones(len(leaves), dtype=bool)
+            for line in file:
+                self._starts.append(start)
+                keys.append(_short_key(_parsed(line).key))
+                start += len(line)
+        self._order = array("i", sorted(range(len(keys)), key=keys.__getitem__))
+        self._keys = array("Q", (keys[place] for place in self._order))
+        self._is_left = bytearray(b"\1") * len(keys)
 
     def take(self, sample: Sample) -> Leaf | None:
         """Return the leaf of a row; None if there is none, or it was taken before."""
         found = None
         key = _short_key(sample.key)
-        for at in range(*(int(np.searchsorted(self._keys, key, side)) for side in ("left", "right"))):
-            place = int(self._order[at])
+        for at in range(bisect_left(self._keys, key), bisect_right(self._keys, key)):
+            place = self._order[at]
             if self._is_left[place]:
-                leaf = self._leaves.read(int(self._starts[place]))
+                leaf = self._leaves.read(self._starts[place])
                 if _identity(leaf) == _identity(sample):
-                    self._is_left[place] = False
+                    self._is_left[place] = 0
                     found = leaf
         return found
 
     def left(self) -> Iterator[Leaf]:
         """Yield the leaves that were not taken, in the order of the tree."""
-        for place in np.flatnonzero(self._is_left):
-            yield self._leaves.read(int(self._starts[place]))
+        for start in compress(self._starts, self._is_left):
+            yield self._leaves.read(start)
 
 
-def _short_key(key: str) -> np.uint64:
+def _short_key(key: str) -> int:
     # Hashed, because rows of a corpus that another program wrote may have keys of any kind.
     digest = hashlib.blake2b(key[:16].encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return np.uint64(int.from_bytes(digest))
+    return int.from_bytes(digest)
 
 
 def _identity(row: Leaf | Sample) -> tuple[str, str, int]:
