@@ -23,7 +23,7 @@ from harvester.api.replies.logprobs import PER_TOKEN_MEMBERS, joined_lists, list
 from harvester.api.shapes.envelopes import BARE_TEXT_MEMBERS, choices_of
 from harvester.api.shapes.finish import finish_word
 from harvester.api.shapes.parts import NESTED_MEMBERS, REASONING_MEMBERS
-from harvester.api.shapes.repeats import is_no_chance, without_repeats
+from harvester.api.shapes.repeats import is_beyond_chance, without_repeats
 from harvester.api.shapes.snapshots import Snapshots
 from harvester.errors import ConnectionBroken
 
@@ -164,9 +164,10 @@ def _events_in_pairs(raw: bytes) -> int:
     """
     events, found = named_events(raw), 0
     for count, (first, second) in enumerate(islice(zip(events, events, strict=False), _MOST_PAIRS)):
-        choices = _choices_in(first[1])
         if first != second:
-            return 0 if choices or _choices_in(second[1]) else found
+            is_rest = found and not (_choices_in(first[1]) or _choices_in(second[1]))
+            return found if is_rest else 0
+        choices = _choices_in(first[1])
         if any(isinstance(choice, Mapping) and finish_word(choice) for choice in choices):
             found = 2 * (count + 1)
         elif choices and found:
@@ -218,7 +219,7 @@ class _Stream:
 
     def may_be_of_pairs(self) -> bool:
         """Whether chance may explain that the pieces of a text came in pairs."""
-        return any(choice.text and not is_no_chance(choice.text) for choice in self._choices.values())
+        return any(choice.text and not is_beyond_chance(choice.text) for choice in self._choices.values())
 
     def add_event(self, name: bytes, data: bytes) -> bool:
         """Add one event; returns whether it was an error, after which nothing else is read."""

@@ -15,7 +15,7 @@ ENVELOPES = ("data", "result", "response", "Response", "output", "body")
 BARE_TEXT_MEMBERS = ("generated_text", "output_text", "completion", "text", "response", "content")
 
 # A message has at least one of these; beside reasoning or tool calls, a server may leave out the text.
-_OF_MESSAGE = {"content", "role", "tool_calls", *REASONING_MEMBERS}
+_OF_MESSAGE = frozenset({"content", "role", "tool_calls", *REASONING_MEMBERS})
 
 _MAX_ENVELOPES = 3
 

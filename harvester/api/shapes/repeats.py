@@ -25,7 +25,7 @@ def without_repeats(pieces: Sequence[str], *, ends: int = 1) -> tuple[list[str],
         return given, True
     if given[::2] == given[1::2]:
         once = given[::2]
-        is_long = is_no_chance("".join(once))
+        is_long = is_beyond_chance("".join(once))
         if ends > 1 and is_long:
             return without_repeats(once)
         if ends > 1 or (is_long and len(once) >= FEWEST_PIECES):
@@ -42,7 +42,7 @@ def without_repeats(pieces: Sequence[str], *, ends: int = 1) -> tuple[list[str],
     return given, True
 
 
-def is_no_chance(text: str) -> bool:
+def is_beyond_chance(text: str) -> bool:
     """Whether a text is too long, and too varied, to be sent in equal pairs by chance."""
     return len(text) >= FEWEST_CHARS and _is_varied(text)
 
