@@ -413,21 +413,34 @@ def unusable(*counts: Mapping[str, int]) -> dict[str, int]:
     return {name: count for name, count in sums.items() if count}
 
 
-def unusable_share(counts: Mapping[str, int], held: int | None) -> tuple[str, str]:
-    """Say how many answers of a store are not usable, and how many by outcome; "" where none is or may be.
+def unusable_held(counts: Mapping[str, int], held: int | None) -> tuple[int, dict[str, int]]:
+    """Return how many answers of a store are not usable at most, and how many by outcome.
 
     Args:
         counts: answers by outcome.
         held: how many answers are stored; None for all of `counts`. Where they are fewer, some were lost or
-            purged whose outcome is not known: then nothing is said by outcome.
+            purged whose outcome is not known: then nothing is returned by outcome.
     """
-    by_outcome, known = unusable(counts), sum(counts.values())
-    bad, answers = sum(by_outcome.values()), known if held is None else held
-    if not bad or not answers:
+    by_outcome = unusable(counts)
+    most = sum(by_outcome.values())
+    if held is not None and sum(counts.values()) > held:
+        return min(most, held), {}
+    return most, by_outcome
+
+
+def unusable_share(counts: Mapping[str, int], held: int | None) -> tuple[str, str]:
+    """Say how many answers of a store are not usable, and how many by outcome; "" where none is or may be.
+
+    Args:
+        counts, held: as of `unusable_held`.
+    """
+    most, by_outcome = unusable_held(counts, held)
+    answers = sum(counts.values()) if held is None else held
+    if not most or not answers:
         return "", ""
-    if known > answers:
-        return f"at most {min(bad, answers):,} of {answers:,}", ""
-    return f"{bad:,} of {answers:,}", ", ".join(f"{count:,} {name}" for name, count in by_outcome.items())
+    if not by_outcome:
+        return f"at most {most:,} of {answers:,}", ""
+    return f"{most:,} of {answers:,}", ", ".join(f"{count:,} {name}" for name, count in by_outcome.items())
 
 
 def are_texts_repeated(repeated: int, answers: int) -> bool:
@@ -494,7 +507,8 @@ class PassLimits:
 
     `rows` bounds the requests that are newly sent. `grace_s` is how long requests on the wire may take after
     a stop, because they are paid for. `budget_span` is the span for which `usd` and `tokens` hold, here and
-    in [budget]. `shared_since`: runs that began then or later count as one run, in Unix seconds.
+    in [budget]. `shared_since`: runs that were active then or later count as one run, in
+    Unix seconds.
     """
 
     rows: int | None = None

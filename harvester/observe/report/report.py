@@ -16,7 +16,7 @@ from harvester.config import schedule
 from harvester.config.budget_spans import BudgetSpan
 from harvester.errors import RunState, StoreError
 from harvester.observe.canary import read_rounds
-from harvester.observe.counters import unusable
+from harvester.observe.counters import unusable_held
 from harvester.observe.report import charts, figures, groups, html
 from harvester.observe.report import scorecard as judged
 from harvester.observe.report.answer_statistics import AnswerStatistics, ShardStatistics, statistics_of_store
@@ -234,10 +234,9 @@ def _tiles(account: ReportData) -> list[dict[str, Any]]:
                 "refused for the rate", f"{refused / totals.attempts:.1%}", bad=refused * 20 > totals.attempts
             )
         )
-    bad = unusable(totals.held_outcomes)
-    if sum(totals.held_outcomes.values()) > totals.held:  # some are gone, and their outcome is not known
-        most = min(sum(bad.values()), totals.held)
-        bad = {"at most unusable": most} if most else {}
+    most, bad = unusable_held(totals.held_outcomes, totals.held)
+    if most and not bad:
+        bad = {"at most unusable": most}
     for name, count in bad.items():
         tiles.append(_tile(f"{name} answers", f"{count:,}", bad=True))
     waiting = status.get("batches") or {}
