@@ -482,9 +482,9 @@ async def _hold_later_runs(parts: RunParts, result: PassResult) -> None:
     """
     config, models = parts.prepared.config, list(result.counts.served_models)
     if config.run.strict_model and len(models) > 1:
-        change = f"the teacher changed ({excerpt(models[1])} answers in place of {excerpt(models[0])})"
+        why = pauses.why_drift(f"{excerpt(models[1])} answers in place of {excerpt(models[0])}")
         teacher_id = config.teacher.teacher_id
-        await on_writer(parts.writer, lambda journal: pauses.save(journal, pauses.DRIFT, change, teacher_id))
+        await on_writer(parts.writer, lambda journal: pauses.save(journal, pauses.DRIFT, why, teacher_id))
 
 
 def _exit_code(parts: RunParts, result: PassResult, error: HarvesterError | None, signals: Signals) -> int:

@@ -43,7 +43,7 @@ class StoredPauses:
 
     async def pause_for_drift(self, change: str) -> None:
         """Pause this run, and later ones of this teacher, until `resume`."""
-        await self._pause(DRIFT, f"the teacher changed ({change})", self._teacher_id)
+        await self._pause(DRIFT, pauses.why_drift(change), self._teacher_id)
 
     async def _pause(self, source: str, reason: str, teacher_id: str) -> None:
         self._control.pause(source, f"{reason}; `harvester resume` goes on")

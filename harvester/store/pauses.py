@@ -31,6 +31,15 @@ def save(journal: Journal, who: str, why: str, teacher_id: str = "") -> None:
         write_values(connection, {name: note})
 
 
+def why_drift(change: str) -> str:
+    """Return the reason of a pause for drift.
+
+    Args:
+        change: what is otherwise than before.
+    """
+    return f"the teacher changed ({change})"
+
+
 def load(journal: Journal, teacher_id: str | None = None) -> dict[str, str]:
     """Return the pauses of the next run: who paused it, and as text why and since when.
 
