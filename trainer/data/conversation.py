@@ -179,6 +179,6 @@ def why_not_restored(sample: Sample) -> str:
     return ""
 
 
-def has_text_only(sample: Sample) -> bool:
+def can_be_restored(sample: Sample) -> bool:
     """Whether `conversation_of` can restore a row."""
     return not why_not_restored(sample)

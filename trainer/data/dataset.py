@@ -266,7 +266,7 @@ def read(config: TrainConfig, only: Collection[str] | None = None, *, learns: bo
     if learns and config.train.soft_targets == "auto":
         signal = read_signal(corpus.batches(LOGPROB_COLUMNS), {sample.key for sample in chosen.samples})
     repeated = shared_questions.count(
-        [conversation_of(sample).messages for sample in chosen.samples],
+        (conversation_of(sample).messages for sample in chosen.samples),
         [held.conversation.messages for held in held_out],
     )
     mixed = (

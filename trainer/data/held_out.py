@@ -12,7 +12,7 @@ from harvester.quality.verifiers.verifiers import Candidate
 from harvester.store.shards.schema import Sample
 from trainer.config import DataSection, TrainConfig
 from trainer.data.chat_template import Example, Renderer
-from trainer.data.conversation import Conversation, conversation_of, has_text_only
+from trainer.data.conversation import Conversation, can_be_restored, conversation_of
 from trainer.data.row_rules import answer_of, exclusion_reason, longest_row, reasoning_of
 
 
@@ -58,7 +58,7 @@ def prompts_of_samples(
     prompts: dict[tuple[str, str], HeldOut] = {}
     candidates: dict[tuple[str, str], list[Candidate]] = {}
     for sample, split in zip(samples, splits, strict=True):
-        if split == "train" or not has_text_only(sample):
+        if split == "train" or not can_be_restored(sample):
             continue
         known_by = (sample.prompt_id, prompt_key(sample.messages))
         candidates.setdefault(known_by, []).append(candidate_of(sample))

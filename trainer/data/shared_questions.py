@@ -6,7 +6,7 @@ get answers in several manners, a question may so be learned and held out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from harvester.system.counted import counted
@@ -21,7 +21,7 @@ def question_of(messages: Sequence[Mapping[str, Any]]) -> str:
 
 
 def count(
-    learned: Sequence[Sequence[Mapping[str, Any]]], held_out: Sequence[Sequence[Mapping[str, Any]]]
+    learned: Iterable[Sequence[Mapping[str, Any]]], held_out: Sequence[Sequence[Mapping[str, Any]]]
 ) -> int:
     """Count the learned prompts that have the question of a held-out one, but are not that prompt."""
     questions = {question_of(messages) for messages in held_out} - {""}

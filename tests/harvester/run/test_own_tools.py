@@ -9,7 +9,7 @@ from pathlib import Path
 from harvester.mock_teacher.running import RunningMock
 from harvester.store.reader import Corpus
 from tests.journey.run_process import harvester, write_folder
-from trainer.data.conversation import conversation_of, has_text_only
+from trainer.data.conversation import can_be_restored, conversation_of
 
 
 def tool(name: str) -> dict[str, object]:
@@ -54,7 +54,7 @@ def test_tools_and_images_of_a_line_are_sent_stored_exported_and_learned_or_left
     assert (again["cached"], again["duplicates"]) == (5, 0)
     # What the trainer reads: tools in the template's place, and no picture as text.
     assert [t["function"]["name"] for t in conversation_of(samples["own"]).tools] == ["add"]
-    assert not has_text_only(samples["picture"])
+    assert not can_be_restored(samples["picture"])
     exported = harvester("export", tmp_path / "store", tmp_path / "out", "--to", "openai")
     assert exported.returncode == 0
     lines = [json.loads(line) for line in (tmp_path / "out" / "train.jsonl").read_text().splitlines()]
